@@ -1,0 +1,112 @@
+//! A service: a name and addresses with ports, served by workloads.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::ids::{Identity, ServiceKey};
+use crate::workload::GatewayAddr;
+
+/// One service of the mesh (`istio.workload.Service`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// Namespace and hostname, unique together.
+    pub key: ServiceKey,
+    /// Name of the object.
+    pub name: Arc<str>,
+    /// Virtual addresses; empty for a headless service. A full-length prefix is a single address.
+    pub addresses: Vec<ServiceAddr>,
+    /// Its ports.
+    pub ports: Vec<Port>,
+    /// Identities its endpoints may have beside the workload's own.
+    pub subject_alt_names: Vec<Identity>,
+    /// How an endpoint is picked.
+    pub balancing: Balancing,
+    /// Which address families callers may be given.
+    pub ip_families: IpFamilies,
+    /// The waypoint in front of it.
+    pub waypoint: Option<GatewayAddr>,
+    /// Whether it is the one that its hostname means where several claim it.
+    pub canonical: bool,
+}
+
+/// A virtual address of a service: one address or a range.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ServiceAddr {
+    /// Its network.
+    pub network: Arc<str>,
+    /// The range; `/32` and `/128` are single addresses.
+    pub range: IpNet,
+}
+
+/// A port of a service, and where an endpoint serves it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Port {
+    /// What callers dial.
+    pub service_port: u16,
+    /// What the endpoint listens on; 0 on a service means that each endpoint names its own.
+    pub target_port: u16,
+    /// What is spoken, as declared.
+    pub app_protocol: AppProtocol,
+}
+
+/// The declared protocol of a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[expect(missing_docs, reason = "the names of protocols say it")]
+pub enum AppProtocol {
+    #[default]
+    Unknown,
+    Http11,
+    Http2,
+    Grpc,
+    Tcp,
+    Tls,
+}
+
+/// How endpoints of a service are ranked and which may be used.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Balancing {
+    /// What endpoints should share with the caller, most important first.
+    pub preference: Vec<Scope>,
+    /// What happens when they do not share it.
+    pub mode: BalancingMode,
+    /// Whether unhealthy endpoints may be used (`publishNotReadyAddresses`).
+    pub allow_unhealthy: bool,
+}
+
+/// What an endpoint and its caller may share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "the names of scopes say it")]
+pub enum Scope {
+    Region,
+    Zone,
+    Subzone,
+    Node,
+    Cluster,
+    Network,
+}
+
+/// What a preference means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum BalancingMode {
+    /// All endpoints are equal.
+    #[default]
+    Any,
+    /// Only endpoints that share everything in the preference.
+    Strict,
+    /// The endpoints that share most; others when there are none.
+    Failover,
+    /// No endpoints are picked: connections go where the application dialled.
+    Passthrough,
+}
+
+/// Address families of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[expect(missing_docs, reason = "the names of families say it")]
+pub enum IpFamilies {
+    #[default]
+    Automatic,
+    Ipv4Only,
+    Ipv6Only,
+    Dual,
+}
