@@ -1,0 +1,7 @@
+//! The serving end.
+
+mod machine;
+mod shell;
+
+pub use machine::{MAX_NAMES, MAX_RESPONSE_BYTES, Machine, Received, Violation};
+pub use shell::{Ads, MAX_STALL, Observer, Quiet, Responses};

@@ -1,0 +1,314 @@
+//! What one client was told and may be told next. At most one response per type is unacknowledged, and each is made
+//! from the store at the moment it is sent: there is no queue that a slow client could make long.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use loam_api::discovery::{Any, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use loam_api::rpc;
+
+use crate::store::Store;
+
+/// Size at which a response is cut, in bytes: far below what any client accepts, and small enough that a proxy can
+/// apply one while the next travels.
+pub const MAX_RESPONSE_BYTES: usize = 1 << 20;
+
+/// Names one client may ask for one by one.
+pub const MAX_NAMES: usize = 100_000;
+
+/// What a client did that the protocol does not allow; the stream ends with it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    /// More names than a client may hold.
+    #[error("subscribes to more than {MAX_NAMES} names of {0}")]
+    TooManyNames(String),
+    /// The client missed removals that are no longer known. It connects again and says what it holds.
+    #[error("is too far behind in {0}: connect again")]
+    TooFarBehind(String),
+}
+
+/// What became of a request.
+#[derive(Debug, PartialEq)]
+pub enum Received {
+    /// It changes what the client wants.
+    Subscribed,
+    /// The client holds what was sent.
+    Acked,
+    /// The client refused (part of) what was sent.
+    Nacked(rpc::Status),
+    /// An answer to something that was not the last response, or a type that is not served.
+    Ignored,
+}
+
+/// The state of one stream.
+#[derive(Debug, Default)]
+pub struct Machine {
+    types: HashMap<String, TypeState>,
+    last_nonce: u64,
+}
+
+#[derive(Debug, Default)]
+struct TypeState {
+    wildcard: bool,
+    names: BTreeSet<String>,
+    /// Names asked for since the last response.
+    asked: BTreeSet<String>,
+    /// What the client said it holds, until the first pass over the store is done.
+    held: BTreeMap<String, String>,
+    first_pass_done: bool,
+    answered: bool,
+    cursor: u64,
+    unacked: Option<String>,
+}
+
+impl Machine {
+    /// Takes one request. `served` tells whether a type is offered.
+    pub fn receive(
+        &mut self,
+        request: DeltaDiscoveryRequest,
+        served: impl Fn(&str) -> bool,
+    ) -> Result<Received, Violation> {
+        let type_url = request.type_url;
+        if !served(&type_url) {
+            return Ok(Received::Ignored);
+        }
+        let first = !self.types.contains_key(&type_url);
+        let state = self.types.entry(type_url.clone()).or_default();
+        if first {
+            state.held = request.initial_resource_versions;
+            // An empty first subscription means everything.
+            state.wildcard = request.resource_names_subscribe.is_empty();
+        }
+        let mut subscribed = first;
+        for name in request.resource_names_subscribe {
+            subscribed = true;
+            if name == "*" {
+                state.wildcard = true;
+            } else if state.names.len() >= MAX_NAMES && !state.names.contains(&name) {
+                return Err(Violation::TooManyNames(type_url));
+            } else {
+                state.asked.insert(name.clone());
+                state.names.insert(name);
+            }
+        }
+        for name in request.resource_names_unsubscribe {
+            subscribed = true;
+            if name == "*" {
+                state.wildcard = false;
+            } else {
+                state.names.remove(&name);
+                state.asked.remove(&name);
+            }
+        }
+        if request.response_nonce.is_empty() {
+            return Ok(if subscribed { Received::Subscribed } else { Received::Ignored });
+        }
+        if state.unacked.as_ref() != Some(&request.response_nonce) {
+            return Ok(Received::Ignored);
+        }
+        state.unacked = None;
+        Ok(match request.error_detail {
+            Some(status) => Received::Nacked(status),
+            None => Received::Acked,
+        })
+    }
+
+    /// The next response for a type, if there is anything to say and the last one was answered.
+    pub fn next(&mut self, type_url: &str, store: &Store) -> Result<Option<DeltaDiscoveryResponse>, Violation> {
+        let Some(state) = self.types.get_mut(type_url) else { return Ok(None) };
+        if state.unacked.is_some() {
+            return Ok(None);
+        }
+        let mut response = DeltaDiscoveryResponse { type_url: type_url.to_owned(), ..Default::default() };
+        for name in std::mem::take(&mut state.asked) {
+            match store.get(&name) {
+                Some(resource) => {
+                    if !state.first_pass_done {
+                        // The pass below meets it again.
+                        state.held.insert(name, resource.version.to_string());
+                    }
+                    response.resources.push(encode(type_url, resource));
+                }
+                None => response.removed_resources.push(name),
+            }
+        }
+        loop {
+            let Some(batch) = store.since(state.cursor, MAX_RESPONSE_BYTES) else {
+                return Err(Violation::TooFarBehind(type_url.to_owned()));
+            };
+            state.cursor = batch.cursor;
+            for resource in batch.resources {
+                let same = state.held.remove(&*resource.name).is_some_and(|version| *version == *resource.version);
+                if !same && state.wants(&resource.name) {
+                    response.resources.push(encode(type_url, resource));
+                }
+            }
+            for name in batch.removed {
+                // During the first pass the client knows of a removed name only if it said so.
+                let held = state.held.remove(&*name).is_some();
+                if (held || state.first_pass_done) && state.wants(&name) {
+                    response.removed_resources.push(name.to_string());
+                }
+            }
+            let empty = response.resources.is_empty() && response.removed_resources.is_empty();
+            if !(batch.more && empty) {
+                if !batch.more && !state.first_pass_done {
+                    state.first_pass_done = true;
+                    // What the client holds and no pass has met does not exist.
+                    let gone = std::mem::take(&mut state.held);
+                    response.removed_resources.extend(gone.into_keys());
+                }
+                break;
+            }
+        }
+        // The first answer is owed even if it says nothing: the client waits for it to be in step.
+        if response.resources.is_empty() && response.removed_resources.is_empty() && state.answered {
+            return Ok(None);
+        }
+        state.answered = true;
+        self.last_nonce += 1;
+        response.nonce = self.last_nonce.to_string();
+        response.system_version_info = state.cursor.to_string();
+        state.unacked = Some(response.nonce.clone());
+        Ok(Some(response))
+    }
+}
+
+impl TypeState {
+    fn wants(&self, name: &str) -> bool {
+        self.wildcard || self.names.contains(name)
+    }
+}
+
+fn encode(type_url: &str, resource: crate::store::Resource) -> Resource {
+    Resource {
+        name: resource.name.to_string(),
+        version: resource.version.to_string(),
+        resource: Some(Any { type_url: type_url.to_owned(), value: resource.body }),
+        aliases: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use std::sync::Arc;
+
+    const T: &str = "t";
+
+    fn put(name: &str, body: &str) -> (Arc<str>, Option<Bytes>) {
+        (name.into(), Some(Bytes::copy_from_slice(body.as_bytes())))
+    }
+
+    fn subscribe(names: &[&str], held: &[(&str, &str)]) -> DeltaDiscoveryRequest {
+        DeltaDiscoveryRequest {
+            type_url: T.into(),
+            resource_names_subscribe: names.iter().map(|n| (*n).into()).collect(),
+            initial_resource_versions: held.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect(),
+            ..Default::default()
+        }
+    }
+
+    fn ack(response: &DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+        DeltaDiscoveryRequest { type_url: T.into(), response_nonce: response.nonce.clone(), ..Default::default() }
+    }
+
+    fn told(response: &DeltaDiscoveryResponse) -> (Vec<&str>, Vec<&str>) {
+        (
+            response.resources.iter().map(|r| r.name.as_str()).collect(),
+            response.removed_resources.iter().map(String::as_str).collect(),
+        )
+    }
+
+    #[test]
+    fn a_client_is_told_all_then_changes_and_nothing_while_it_has_not_answered() {
+        let (store, mut machine) = (Store::default(), Machine::default());
+        store.apply([put("a", "1"), put("b", "1")]);
+        assert_eq!(machine.receive(subscribe(&[], &[]), |_| true), Ok(Received::Subscribed));
+        let first = machine.next(T, &store).unwrap().unwrap();
+        assert_eq!(told(&first), (vec!["a", "b"], vec![]));
+        store.apply([put("a", "2"), ("b".into(), None), put("a", "3")]);
+        assert_eq!(machine.next(T, &store), Ok(None));
+        assert_eq!(machine.receive(ack(&first), |_| true), Ok(Received::Acked));
+        let second = machine.next(T, &store).unwrap().unwrap();
+        assert_eq!(told(&second), (vec!["a"], vec!["b"]));
+        assert_eq!(machine.receive(ack(&first), |_| true), Ok(Received::Ignored), "a replayed nonce acknowledged");
+        machine.receive(ack(&second), |_| true).unwrap();
+        assert_eq!(machine.next(T, &store), Ok(None));
+    }
+
+    #[test]
+    fn an_empty_type_is_answered_once() {
+        let (store, mut machine) = (Store::default(), Machine::default());
+        machine.receive(subscribe(&[], &[]), |_| true).unwrap();
+        let first = machine.next(T, &store).unwrap().expect("a client waits for the first answer");
+        machine.receive(ack(&first), |_| true).unwrap();
+        assert_eq!(machine.next(T, &store), Ok(None));
+    }
+
+    #[test]
+    fn a_client_that_returns_is_told_only_what_it_missed() {
+        let store = Store::default();
+        store.apply([put("same", "1"), put("changed", "2"), put("new", "1"), put("dead", "1")]);
+        let version = store.get("same").unwrap().version;
+        store.apply([("dead".into(), None)]);
+        let mut machine = Machine::default();
+        let held = [("same", &*version), ("changed", "old"), ("dead", "x"), ("before-restart", "x")];
+        machine.receive(subscribe(&[], &held), |_| true).unwrap();
+        let response = machine.next(T, &store).unwrap().unwrap();
+        let (mut resources, mut removed) = told(&response);
+        resources.sort_unstable();
+        removed.sort_unstable();
+        assert_eq!((resources, removed), (vec!["changed", "new"], vec!["before-restart", "dead"]));
+    }
+
+    #[test]
+    fn a_large_mesh_travels_in_pieces_and_arrives_whole() {
+        let (store, mut machine) = (Store::default(), Machine::default());
+        let body = "x".repeat(100);
+        store.apply((0..100_000).map(|i| put(&format!("workload-{i}"), &body)));
+        machine.receive(subscribe(&[], &[]), |_| true).unwrap();
+        let (mut seen, mut pieces) = (0, 0);
+        while let Some(response) = machine.next(T, &store).unwrap() {
+            seen += response.resources.len();
+            pieces += 1;
+            machine.receive(ack(&response), |_| true).unwrap();
+        }
+        assert_eq!(seen, 100_000);
+        assert!(pieces > 10, "{pieces} pieces");
+    }
+
+    #[test]
+    fn a_name_asked_for_is_answered_even_if_it_does_not_exist() {
+        let (store, mut machine) = (Store::default(), Machine::default());
+        store.apply([put("a", "1"), put("b", "1")]);
+        machine.receive(subscribe(&["a", "nobody"], &[]), |_| true).unwrap();
+        let response = machine.next(T, &store).unwrap().unwrap();
+        assert_eq!(told(&response), (vec!["a"], vec!["nobody"]));
+        machine.receive(ack(&response), |_| true).unwrap();
+        store.apply([put("b", "2"), put("nobody", "1")]);
+        let next = machine.next(T, &store).unwrap().unwrap();
+        assert_eq!(told(&next), (vec!["nobody"], vec![]));
+    }
+
+    #[test]
+    fn a_nack_names_itself_and_does_not_stop_later_changes() {
+        let (store, mut machine) = (Store::default(), Machine::default());
+        store.apply([put("bad", "1")]);
+        machine.receive(subscribe(&[], &[]), |_| true).unwrap();
+        let response = machine.next(T, &store).unwrap().unwrap();
+        let status = rpc::Status { code: 3, message: "bad: no address".into() };
+        let nack = DeltaDiscoveryRequest { error_detail: Some(status.clone()), ..ack(&response) };
+        assert_eq!(machine.receive(nack, |_| true), Ok(Received::Nacked(status)));
+        assert_eq!(machine.next(T, &store), Ok(None), "the same version was sent again");
+        store.apply([put("bad", "2")]);
+        assert!(machine.next(T, &store).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_type_that_is_not_served_is_ignored() {
+        let mut machine = Machine::default();
+        assert_eq!(machine.receive(subscribe(&[], &[]), |_| false), Ok(Received::Ignored));
+        assert_eq!(machine.next(T, &Store::default()), Ok(None));
+    }
+}
