@@ -83,6 +83,17 @@ impl Identity {
         })
     }
 
+    /// An identity whose parts share memory with those of others; the same rules as for [`Identity::new`].
+    pub fn shared(
+        trust_domain: TrustDomain,
+        namespace: Arc<str>,
+        service_account: Arc<str>,
+    ) -> Result<Self, NameError> {
+        segment("namespace", &namespace)?;
+        segment("service account", &service_account)?;
+        Ok(Self { trust_domain, namespace, service_account })
+    }
+
     /// The domain whose authority vouches for this identity.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
@@ -152,26 +163,45 @@ impl FromStr for Hostname {
     type Err = NameError;
 
     fn from_str(s: &str) -> Result<Self, NameError> {
-        let name = s.strip_suffix('.').unwrap_or(s);
-        let fail = |why| Err(NameError::new("hostname", s, why));
-        if name.is_empty() {
-            return fail("is empty");
-        }
-        if name.len() > MAX_NAME_BYTES {
-            return fail("is longer than 255 bytes");
-        }
-        for (i, label) in name.split('.').enumerate() {
-            let wildcard = i == 0 && label == "*" && name.len() > 1;
-            let valid = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
-            if label.is_empty() || label.len() > 63 {
-                return fail("has a label that is empty or longer than 63 bytes");
-            }
-            if !wildcard && !label.bytes().all(valid) {
-                return fail("has a character other than letters, digits, '-', '_' and a leading '*.'");
-            }
+        let name = valid_hostname(s)?;
+        Ok(Self(name.to_ascii_lowercase().into()))
+    }
+}
+
+impl TryFrom<Arc<str>> for Hostname {
+    type Error = NameError;
+
+    /// Keeps the given memory when the name is in its final form.
+    fn try_from(s: Arc<str>) -> Result<Self, NameError> {
+        let name = valid_hostname(&s)?;
+        if name.len() == s.len() && !name.bytes().any(|b| b.is_ascii_uppercase()) {
+            return Ok(Self(s));
         }
         Ok(Self(name.to_ascii_lowercase().into()))
     }
+}
+
+/// The name without its final dot, if it is a hostname.
+fn valid_hostname(s: &str) -> Result<&str, NameError> {
+    let name = s.strip_suffix('.').unwrap_or(s);
+    let fail = |why| Err(NameError::new("hostname", s, why));
+    if name.is_empty() {
+        return fail("is empty");
+    }
+    if name.len() > MAX_NAME_BYTES {
+        return fail("is longer than 255 bytes");
+    }
+    for (i, label) in name.split('.').enumerate() {
+        let wildcard = i == 0 && label == "*" && name.len() > 1;
+        let valid = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+        if label.is_empty() || label.len() > 63 {
+            return fail("has a label that is empty or longer than 63 bytes");
+        }
+        if !wildcard && !label.bytes().all(valid) {
+            return fail("has a character other than letters, digits, '-', '_' and a leading '*.'");
+        }
+    }
+    Ok(name)
 }
 
 impl fmt::Display for Hostname {
@@ -196,6 +226,13 @@ impl WorkloadUid {
     }
 }
 
+impl WorkloadUid {
+    /// The uid as shared text.
+    pub fn as_shared(&self) -> &Arc<str> {
+        &self.0
+    }
+}
+
 impl FromStr for WorkloadUid {
     type Err = NameError;
 
@@ -203,9 +240,7 @@ impl FromStr for WorkloadUid {
         match s {
             "" => Err(NameError::new("workload uid", s, "is empty")),
             _ if s.len() > 4 * MAX_NAME_BYTES => Err(NameError::new("workload uid", s, "is longer than 1020 bytes")),
-            _ if s.chars().any(char::is_control) => {
-                Err(NameError::new("workload uid", s, "has a control character"))
-            }
+            _ if s.chars().any(char::is_control) => Err(NameError::new("workload uid", s, "has a control character")),
             _ => Ok(Self(s.into())),
         }
     }
@@ -224,6 +259,14 @@ pub struct ServiceKey {
     pub namespace: Arc<str>,
     /// Its full DNS name.
     pub hostname: Hostname,
+}
+
+impl ServiceKey {
+    /// A key whose parts share memory with those of others.
+    pub fn shared(namespace: Arc<str>, hostname: Hostname) -> Result<Self, NameError> {
+        segment("namespace", &namespace)?;
+        Ok(Self { namespace, hostname })
+    }
 }
 
 impl FromStr for ServiceKey {

@@ -4,7 +4,20 @@
 //! as arguments and an answer goes out. The proxies, the controller and the tests call the same functions.
 
 pub mod addr;
+pub mod authority;
+pub mod authz;
+pub mod balance;
+pub mod dump;
+pub mod headers;
 pub mod ids;
+pub mod inbound;
+pub mod map;
+pub mod outbound;
+pub mod policy;
 pub mod reason;
 pub mod service;
+pub mod snapshot;
 pub mod workload;
+
+#[cfg(test)]
+mod testmesh;

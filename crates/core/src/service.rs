@@ -25,9 +25,64 @@ pub struct Service {
     /// Which address families callers may be given.
     pub ip_families: IpFamilies,
     /// The waypoint in front of it.
-    pub waypoint: Option<GatewayAddr>,
+    pub waypoint: Option<Arc<GatewayAddr>>,
+    /// Waypoints that share its connections by weight; when there are any, `waypoint` is not used.
+    pub weighted_waypoints: Vec<WeightedWaypoint>,
     /// Whether it is the one that its hostname means where several claim it.
     pub canonical: bool,
+    /// Whose callers it is for.
+    pub visibility: Visibility,
+}
+
+impl Service {
+    /// A service without addresses and ports, to be filled in.
+    pub fn new(key: ServiceKey, name: impl Into<Arc<str>>) -> Self {
+        Self {
+            key,
+            name: name.into(),
+            addresses: Vec::new(),
+            ports: Vec::new(),
+            subject_alt_names: Vec::new(),
+            balancing: Balancing::default(),
+            ip_families: IpFamilies::default(),
+            waypoint: None,
+            weighted_waypoints: Vec::new(),
+            canonical: false,
+            visibility: Visibility::default(),
+        }
+    }
+
+    /// Whether a caller of `namespace` may use it.
+    pub fn is_visible_to(&self, namespace: &str) -> bool {
+        match self.visibility {
+            Visibility::Public => true,
+            Visibility::Namespace => &*self.key.namespace == namespace,
+        }
+    }
+
+    /// The declared port that callers dial as `service_port`.
+    pub fn port(&self, service_port: u16) -> Option<&Port> {
+        self.ports.iter().find(|p| p.service_port == service_port)
+    }
+}
+
+/// One of several waypoints of a service, and its share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WeightedWaypoint {
+    /// The waypoint.
+    pub gateway: Arc<GatewayAddr>,
+    /// Its share beside the others'.
+    pub weight: u32,
+}
+
+/// Which callers a service exists for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Visibility {
+    /// All.
+    #[default]
+    Public,
+    /// Those of its own namespace.
+    Namespace,
 }
 
 /// A virtual address of a service: one address or a range.

@@ -1,5 +1,6 @@
 //! A workload: an addressed instance of something that runs, with the identity it speaks as.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -38,26 +39,73 @@ pub struct Workload {
     pub owner: Arc<str>,
     /// Cluster it belongs to.
     pub cluster: Arc<str>,
-    /// Where it stands.
-    pub locality: Locality,
+    /// Where it stands; shared by all workloads of a place.
+    pub locality: Arc<Locality>,
     /// Whether it may be picked.
     pub health: Health,
     /// Weight among the endpoints of a service; 1 unless said otherwise.
     pub capacity: u32,
-    /// Services it serves, with the ports it serves them on.
-    pub services: Vec<(ServiceKey, Vec<Port>)>,
+    /// Services it serves, with the ports it serves them on; the endpoints of a service usually share the list.
+    pub services: Arc<[ServicePorts]>,
     /// Selector policies that apply to it, as `namespace/name`, beyond those of namespace and mesh.
-    pub policies: Vec<Arc<str>>,
+    pub policies: Arc<[Arc<str>]>,
     /// The waypoint in front of it.
-    pub waypoint: Option<GatewayAddr>,
+    pub waypoint: Option<Arc<GatewayAddr>>,
     /// The gateway through which other networks reach it.
-    pub network_gateway: Option<GatewayAddr>,
+    pub network_gateway: Option<Arc<GatewayAddr>>,
+}
+
+/// A service that a workload serves, and where: the target port of each service port.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ServicePorts {
+    /// The service.
+    pub service: ServiceKey,
+    /// Its ports as this workload serves them.
+    pub ports: Arc<[Port]>,
 }
 
 impl Workload {
+    /// A healthy workload without addresses, services or policies, to be filled in.
+    pub fn new(uid: WorkloadUid, name: impl Into<Arc<str>>, identity: Identity) -> Self {
+        let empty: Arc<str> = Arc::default();
+        Self {
+            uid,
+            name: name.into(),
+            identity,
+            addresses: Vec::new(),
+            hostname: None,
+            network: empty.clone(),
+            protocol: TunnelProtocol::default(),
+            network_mode: NetworkMode::default(),
+            node: empty.clone(),
+            canonical_name: empty.clone(),
+            canonical_revision: empty.clone(),
+            kind: WorkloadKind::default(),
+            owner: empty.clone(),
+            cluster: empty,
+            locality: Arc::default(),
+            health: Health::default(),
+            capacity: 1,
+            services: Arc::default(),
+            policies: Arc::default(),
+            waypoint: None,
+            network_gateway: None,
+        }
+    }
+
     /// Its namespace, which is part of its identity.
     pub fn namespace(&self) -> &str {
         self.identity.namespace()
+    }
+
+    /// Whether `ip` is one of its own addresses. Those of a node are not its own.
+    pub fn owns(&self, ip: IpAddr) -> bool {
+        self.network_mode == NetworkMode::Standard && self.addresses.contains(&ip)
+    }
+
+    /// The ports on which it serves `service`, if it does.
+    pub fn ports_of(&self, service: &ServiceKey) -> Option<&[Port]> {
+        self.services.iter().find(|s| s.service == *service).map(|s| &*s.ports)
     }
 }
 
@@ -129,4 +177,13 @@ pub enum GatewayDestination {
     Address(NetworkAddr),
     /// By service.
     Service(ServiceKey),
+}
+
+impl fmt::Display for GatewayAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.destination {
+            GatewayDestination::Address(addr) => write!(f, "{addr}:{}", self.hbone_port),
+            GatewayDestination::Service(key) => write!(f, "{key}:{}", self.hbone_port),
+        }
+    }
 }

@@ -1,0 +1,199 @@
+use super::*;
+use crate::policy::Scope;
+use crate::snapshot::Change;
+use crate::testmesh::{changes, mesh, uid};
+
+const POD: &str = "pod shop/api-1 10.0.0.2 hbone policies=";
+
+fn policy(key: &str, scope: Scope, action: Action, rules: Vec<Rule>) -> Change {
+    let namespace = key.split_once('/').unwrap().0.into();
+    Change::Policy(Policy { key: key.into(), namespace, scope, action, dry_run: false, rules })
+}
+
+fn rule(m: Match) -> Vec<Rule> {
+    vec![Rule { clauses: vec![Clause { matches: vec![m] }] }]
+}
+
+fn from_namespace(namespace: &str) -> Match {
+    Match { namespaces: vec![StringMatch::Exact(namespace.into())], ..Match::default() }
+}
+
+fn on_port(port: u16) -> Match {
+    Match { destination_ports: vec![port], ..Match::default() }
+}
+
+/// shop/api-1 with `policies` listed; who connects from namespace `from` (or without identity) to port 80.
+fn judged(listed: &str, policies: Vec<Change>, from: Option<&str>) -> String {
+    let mesh = mesh(&format!("{POD}{listed}")).apply(policies);
+    judge_in(&mesh, from)
+}
+
+fn judge_in(mesh: &Snapshot, from: Option<&str>) -> String {
+    let source = from.map(|ns| Identity::new(Default::default(), ns, "web").unwrap());
+    let facts = Facts {
+        source: source.as_ref(),
+        source_ip: "10.0.0.1".parse().unwrap(),
+        destination_ip: "10.0.0.2".parse().unwrap(),
+        destination_port: 80,
+    };
+    match judge(mesh, mesh.workload(&uid("shop/api-1")).unwrap(), &facts) {
+        Verdict::Allow => "allow".into(),
+        Verdict::Deny { reason, policy, .. } => format!("{} {}", reason.as_str(), policy.as_deref().unwrap_or("-")),
+    }
+}
+
+#[test]
+fn without_a_policy_that_allows_everything_may_pass() {
+    assert_eq!(judged("x/y", vec![policy("x/y", Scope::Workload, Action::Deny, vec![])], None), "allow");
+    let other = policy("other/p", Scope::Namespace, Action::Allow, rule(from_namespace("a")));
+    assert_eq!(judged("shop/p", vec![policy("shop/p", Scope::Workload, Action::Deny, vec![]), other], None), "allow");
+}
+
+#[test]
+fn with_a_policy_that_allows_only_its_matches_pass() {
+    for scope in [Scope::Global, Scope::Namespace, Scope::Workload] {
+        let allow = || vec![policy("shop/p", scope, Action::Allow, rule(from_namespace("a")))];
+        assert_eq!(judged("shop/p", allow(), Some("a")), "allow", "{scope:?}");
+        assert_eq!(judged("shop/p", allow(), Some("b")), "denied -", "{scope:?}");
+        assert_eq!(judged("shop/p", allow(), None), "denied -", "{scope:?}");
+    }
+    assert_eq!(judged("shop/p", vec![policy("shop/p", Scope::Workload, Action::Allow, vec![])], Some("a")), "denied -");
+}
+
+#[test]
+fn a_policy_that_denies_outweighs_those_that_allow() {
+    let both = vec![
+        policy("shop/a", Scope::Namespace, Action::Allow, rule(on_port(80))),
+        policy("shop/d", Scope::Workload, Action::Deny, rule(from_namespace("b"))),
+    ];
+    assert_eq!(judged("shop/d", both.clone(), Some("a")), "allow");
+    assert_eq!(judged("shop/d", both, Some("b")), "denied shop/d");
+}
+
+#[test]
+fn a_listed_policy_that_has_not_arrived_refuses() {
+    assert_eq!(judged("shop/late", vec![], Some("a")), "policy_pending shop/late");
+    let arrived = policy("shop/late", Scope::Workload, Action::Allow, rule(from_namespace("a")));
+    assert_eq!(judged("shop/late", vec![arrived], Some("a")), "allow");
+}
+
+#[test]
+fn a_removed_policy_stays_in_force_while_it_is_listed() {
+    let policies = vec![
+        policy("shop/p", Scope::Workload, Action::Deny, rule(on_port(80))),
+        policy("shop/n", Scope::Namespace, Action::Deny, rule(from_namespace("b"))),
+    ];
+    let before = mesh(&format!("{POD}shop/p")).apply(policies);
+    let removed = before.apply(vec![Change::RemovePolicy("shop/p".into()), Change::RemovePolicy("shop/n".into())]);
+    assert_eq!(judge_in(&removed, Some("b")), "denied shop/p");
+    assert!(removed.policy("shop/p").is_none());
+    let unlisted = removed.apply(changes("pod shop/api-1 10.0.0.2 hbone"));
+    assert_eq!(judge_in(&unlisted, Some("b")), "allow");
+    let listed_again = unlisted.apply(changes(&format!("{POD}shop/p")));
+    assert_eq!(judge_in(&listed_again, Some("b")), "policy_pending shop/p");
+}
+
+#[test]
+fn a_policy_may_come_back_with_another_scope() {
+    let deny = |scope| policy("shop/p", scope, Action::Deny, rule(on_port(80)));
+    let mesh = mesh("pod shop/api-1 10.0.0.2 hbone").apply(vec![deny(Scope::Namespace)]);
+    assert_eq!(judge_in(&mesh, None), "denied shop/p");
+    let mesh = mesh.apply(vec![deny(Scope::Workload)]);
+    assert_eq!(judge_in(&mesh, None), "allow");
+    let mesh = mesh.apply(vec![deny(Scope::Global)]);
+    assert_eq!(judge_in(&mesh, None), "denied shop/p");
+    let mesh = mesh.apply(vec![Change::RemovePolicy("shop/p".into())]);
+    assert_eq!(judge_in(&mesh, None), "allow");
+}
+
+#[test]
+fn the_revision_moves_exactly_when_a_verdict_may() {
+    let before = mesh(&format!("{POD}shop/p"));
+    let moved = |changes| before.apply(changes).policies_revision() != before.policies_revision();
+    assert!(moved(vec![policy("shop/p", Scope::Workload, Action::Deny, vec![])]));
+    assert!(moved(changes("pod shop/api-1 10.0.0.2 hbone")));
+    assert!(moved(changes("-pod shop/api-1")));
+    assert!(moved(changes("pod shop/api-2 10.0.0.3 policies=shop/p")));
+    assert!(!moved(changes("pod shop/api-2 10.0.0.3")));
+    assert!(!moved(changes(&format!("{POD}shop/p unhealthy"))));
+    assert!(!moved(changes("svc shop/x 10.1.1.1 ports=80>80")));
+}
+
+#[test]
+fn who_has_no_identity_matches_no_name() {
+    for principals in [StringMatch::Presence, StringMatch::Prefix("".into()), StringMatch::Suffix("".into())] {
+        let positive = Match { principals: vec![principals.clone()], ..Match::default() };
+        let negative = Match { not_principals: vec![principals], ..Match::default() };
+        let deny = |m| vec![policy("shop/strict", Scope::Global, Action::Deny, rule(m))];
+        assert_eq!(judged("shop/strict", deny(positive.clone()), None), "allow");
+        assert_eq!(judged("shop/strict", deny(positive), Some("a")), "denied shop/strict");
+        assert_eq!(judged("shop/strict", deny(negative.clone()), None), "denied shop/strict");
+        assert_eq!(judged("shop/strict", deny(negative), Some("a")), "allow");
+    }
+}
+
+#[test]
+fn each_field_holds_when_one_value_fits_and_no_negative_one() {
+    let net = |s: &str| vec![s.parse::<IpNet>().unwrap()];
+    let text = |s: &str| vec![StringMatch::Exact(s.into())];
+    let account = |namespace: &str, name: &str| vec![ServiceAccount { namespace: namespace.into(), name: name.into() }];
+    let m = Match::default;
+    let rows = [
+        (true, Match { principals: text("cluster.local/ns/a/sa/web"), ..m() }),
+        (false, Match { principals: text("spiffe://cluster.local/ns/a/sa/web"), ..m() }),
+        (true, Match { principals: vec![StringMatch::Prefix("cluster.local/ns/a/".into())], ..m() }),
+        (true, Match { principals: vec![StringMatch::Suffix("/sa/web".into())], ..m() }),
+        (false, Match { principals: vec![StringMatch::Suffix("/sa/we".into())], ..m() }),
+        (true, Match { service_accounts: account("a", "web"), ..m() }),
+        (false, Match { service_accounts: account("b", "web"), ..m() }),
+        (false, Match { not_service_accounts: account("a", "web"), ..m() }),
+        (true, Match { source_ips: net("10.0.0.0/24"), ..m() }),
+        (false, Match { source_ips: net("10.0.0.0/24"), not_source_ips: net("10.0.0.1/32"), ..m() }),
+        (false, Match { source_ips: net("::/0"), ..m() }),
+        (true, Match { destination_ips: net("10.0.0.2/32"), ..m() }),
+        (false, Match { not_destination_ips: net("10.0.0.2/32"), ..m() }),
+        (true, Match { destination_ports: vec![79, 80], ..m() }),
+        (false, Match { not_destination_ports: vec![79, 80], ..m() }),
+        (true, Match { not_destination_ports: vec![81], ..m() }),
+        (true, Match { namespaces: text("a"), destination_ports: vec![80], ..m() }),
+        (false, Match { namespaces: text("a"), destination_ports: vec![81], ..m() }),
+        (false, Match { not_namespaces: text("a"), ..m() }),
+        (false, m()),
+    ];
+    for (holds, m) in rows {
+        let shown = format!("{m:?}");
+        let verdict = judged("shop/p", vec![policy("shop/p", Scope::Workload, Action::Deny, rule(m))], Some("a"));
+        assert_eq!(verdict == "denied shop/p", holds, "{shown}");
+    }
+}
+
+#[test]
+fn rules_are_alternatives_clauses_add_up_and_matches_are_alternatives() {
+    let clause = |matches: &[Match]| Clause { matches: matches.to_vec() };
+    let (yes, no) = (on_port(80), on_port(81));
+    let rows = [
+        (false, vec![]),
+        (true, vec![Rule::default()]),
+        (false, vec![Rule { clauses: vec![clause(&[])] }]),
+        (true, vec![Rule { clauses: vec![clause(&[no.clone(), yes.clone()])] }]),
+        (false, vec![Rule { clauses: vec![clause(std::slice::from_ref(&yes)), clause(std::slice::from_ref(&no))] }]),
+        (true, vec![Rule { clauses: vec![clause(&[no])] }, Rule { clauses: vec![clause(&[yes])] }]),
+    ];
+    for (holds, rules) in rows {
+        let shown = format!("{rules:?}");
+        let verdict = judged("shop/p", vec![policy("shop/p", Scope::Workload, Action::Deny, rules)], Some("a"));
+        assert_eq!(verdict == "denied shop/p", holds, "{shown}");
+    }
+}
+
+#[test]
+fn a_policy_that_is_only_watched_decides_nothing_and_is_reported() {
+    let Change::Policy(deny) = policy("shop/p", Scope::Global, Action::Deny, rule(on_port(80))) else { unreachable!() };
+    let mesh = mesh(&format!("{POD}shop/p")).apply(vec![Change::Policy(Policy { dry_run: true, ..deny })]);
+    assert_eq!(judge_in(&mesh, None), "allow");
+    let ip: IpAddr = "10.0.0.2".parse().unwrap();
+    let facts = |destination_port| Facts { source: None, source_ip: ip, destination_ip: ip, destination_port };
+    let local = mesh.workload(&uid("shop/api-1")).unwrap();
+    assert!(dry_run(&mesh, local, &facts(80)).iter().all(|p| &*p.key == "shop/p"));
+    assert!(dry_run(&mesh, local, &facts(81)).is_empty());
+}

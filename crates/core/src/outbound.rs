@@ -1,0 +1,292 @@
+//! Where does a connection that a local workload opened go? (snapshot, query) -> plan, or a refusal with its reason.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use crate::addr::{NetworkAddr, NextHop, OrigDst, is_own_port};
+use crate::authority::Authority;
+use crate::balance::{self, NoEndpoint};
+use crate::ids::{Identity, WorkloadUid};
+use crate::reason::Reason;
+use crate::service::{BalancingMode, Service};
+use crate::snapshot::Snapshot;
+use crate::workload::{GatewayAddr, GatewayDestination, TunnelProtocol, Workload};
+
+/// A connection that wants to go out.
+#[derive(Debug, Clone, Copy)]
+pub struct Query<'a> {
+    /// The workload that opened it.
+    pub source: &'a Workload,
+    /// What it dialled.
+    pub original_dst: OrigDst,
+    /// Decides among equals.
+    pub entropy: u64,
+}
+
+/// Where a connection goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Plan {
+    /// In the clear.
+    Direct {
+        /// What to dial.
+        upstream: NextHop,
+        /// What that is, as far as the mesh knows.
+        destination: Destination,
+    },
+    /// In an HBONE tunnel.
+    Tunnel {
+        /// The far end of the tunnel.
+        next_hop: NextHop,
+        /// What to ask it for.
+        authority: Authority,
+        /// Who may be there: one of these.
+        expect: Vec<Identity>,
+        /// The workload at the far end.
+        peer: WorkloadUid,
+        /// What the tunnel leads to, as far as the mesh knows.
+        destination: Destination,
+    },
+}
+
+impl Plan {
+    /// What the connection leads to.
+    pub fn destination(&self) -> &Destination {
+        match self {
+            Plan::Direct { destination, .. } | Plan::Tunnel { destination, .. } => destination,
+        }
+    }
+}
+
+/// What a connection leads to, for logs and metrics.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Destination {
+    /// The workload that is dialled: the endpoint, or the waypoint in front of it.
+    pub workload: Option<Arc<Workload>>,
+    /// The service that the application dialled.
+    pub service: Option<Arc<Service>>,
+}
+
+/// The decision not to carry a connection.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct Refusal {
+    /// Why, for metrics.
+    pub reason: Reason,
+    /// Why, for the log.
+    pub detail: String,
+    /// What it would have led to.
+    pub destination: Destination,
+}
+
+impl Refusal {
+    pub(crate) fn new(reason: Reason, detail: String) -> Self {
+        Self { reason, detail, destination: Destination::default() }
+    }
+}
+
+/// Decides where a connection goes. In this order: the caller itself; the service of a virtual address (through its
+/// waypoint, else to one of its endpoints); the workload of an address (through its waypoint, else to it); a service
+/// whose range has the address; else where it was going anyway.
+pub fn plan(snapshot: &Snapshot, query: &Query<'_>) -> Result<Plan, Refusal> {
+    let Query { source, original_dst, .. } = query;
+    let (ip, port) = (original_dst.ip(), original_dst.port());
+    let own = ip.is_loopback() || ip.is_unspecified() || source.owns(ip);
+    if own && is_own_port(port) {
+        return Err(Refusal::new(
+            Reason::Loop,
+            format!("{original_dst} is a listener of the mesh in the caller's own pod"),
+        ));
+    }
+    if own {
+        // It never leaves the pod, so there is nothing to protect and nobody to ask.
+        return Ok(direct(query, Destination::default()));
+    }
+
+    let addr = NetworkAddr { network: source.network.clone(), ip };
+    let service = snapshot.service_at(&addr, source.namespace());
+    if let Some(service) = service.filter(|s| s.balancing.mode != BalancingMode::Passthrough || has_waypoint(s)) {
+        return to_service(snapshot, query, service);
+    }
+    if let Some(workload) = snapshot.workload_at(&addr) {
+        return to_workload(snapshot, query, workload, service);
+    }
+    match service.or_else(|| snapshot.service_around(&addr, source.namespace())) {
+        Some(service) => to_service(snapshot, query, service),
+        None => Ok(direct(query, Destination::default())),
+    }
+}
+
+fn direct(query: &Query<'_>, destination: Destination) -> Plan {
+    Plan::Direct { upstream: NextHop::new(query.original_dst.get()), destination }
+}
+
+fn has_waypoint(service: &Service) -> bool {
+    service.waypoint.is_some() || !service.weighted_waypoints.is_empty()
+}
+
+fn to_service(snapshot: &Snapshot, query: &Query<'_>, service: &Arc<Service>) -> Result<Plan, Refusal> {
+    let destination = Destination { workload: None, service: Some(service.clone()) };
+    let refuse = |reason, detail| Refusal { reason, detail, destination: destination.clone() };
+    let (source, port) = (query.source, query.original_dst.port());
+
+    if let Some(gateway) = waypoint_of(service, query.entropy)
+        && !is_at(snapshot, source, gateway)
+    {
+        return to_waypoint(snapshot, query, gateway, destination);
+    }
+    if service.balancing.mode == BalancingMode::Passthrough {
+        return Ok(direct(query, destination));
+    }
+    if service.port(port).is_none() {
+        return Err(refuse(Reason::PortUnknown, format!("service {} has no port {port}", service.key)));
+    }
+    let endpoint = pick(snapshot, service, source, Some(port), query.entropy).map_err(|none| match none {
+        NoEndpoint::Unusable => {
+            refuse(Reason::NoHealthyUpstream, format!("service {} has no usable endpoint for port {port}", service.key))
+        }
+        NoEndpoint::OtherNetwork => {
+            refuse(Reason::NetworkUnreachable, format!("service {} has endpoints in other networks only", service.key))
+        }
+    })?;
+    let target = balance::target_port(service, endpoint, port);
+    let ip = balance::address(service.ip_families, endpoint, query.original_dst.ip());
+    let (Some(target), Some(ip)) = (target, ip) else {
+        let detail = format!("endpoint {} of service {} has no address or port", endpoint.uid, service.key);
+        return Err(refuse(Reason::NoHealthyUpstream, detail));
+    };
+    let destination = Destination { workload: Some(endpoint.clone()), ..destination };
+    Ok(to_endpoint(source, endpoint, SocketAddr::new(ip, target), &service.subject_alt_names, destination))
+}
+
+fn to_workload(
+    snapshot: &Snapshot,
+    query: &Query<'_>,
+    workload: &Arc<Workload>,
+    service: Option<&Arc<Service>>,
+) -> Result<Plan, Refusal> {
+    let destination = Destination { workload: Some(workload.clone()), service: service.cloned() };
+    if let Some(gateway) = &workload.waypoint
+        && !is_at(snapshot, query.source, gateway)
+    {
+        return to_waypoint(snapshot, query, gateway, destination);
+    }
+    Ok(to_endpoint(query.source, workload, query.original_dst.get(), &[], destination))
+}
+
+/// To `addr` of `endpoint`, as that endpoint is reached.
+fn to_endpoint(
+    source: &Workload,
+    endpoint: &Workload,
+    addr: SocketAddr,
+    other_names: &[Identity],
+    destination: Destination,
+) -> Plan {
+    match endpoint.protocol {
+        // A service may pick its own caller; that never leaves the pod.
+        _ if endpoint.uid == source.uid => Plan::Direct { upstream: NextHop::new(addr), destination },
+        TunnelProtocol::None => Plan::Direct { upstream: NextHop::new(addr), destination },
+        TunnelProtocol::Hbone => Plan::Tunnel {
+            next_hop: NextHop::new(SocketAddr::new(addr.ip(), crate::addr::HBONE_PORT)),
+            authority: Authority::from(addr),
+            expect: expected(endpoint, other_names),
+            peer: endpoint.uid.clone(),
+            destination,
+        },
+    }
+}
+
+fn expected(workload: &Workload, other_names: &[Identity]) -> Vec<Identity> {
+    std::iter::once(&workload.identity).chain(other_names).cloned().collect()
+}
+
+/// To a waypoint, which is asked for what the application dialled. It must be there: going round it would go round
+/// its policies.
+fn to_waypoint(
+    snapshot: &Snapshot,
+    query: &Query<'_>,
+    gateway: &GatewayAddr,
+    destination: Destination,
+) -> Result<Plan, Refusal> {
+    let refuse = |reason, detail| Refusal { reason, detail, destination: destination.clone() };
+    let unavailable = |why: &str| refuse(Reason::WaypointUnavailable, format!("waypoint {gateway} {why}"));
+    let source = query.source;
+    let asked = query.original_dst.ip();
+
+    let (waypoint, ip, port, names) = match gateway_service(snapshot, source, gateway) {
+        Some(service) => {
+            // The HBONE port of a waypoint's service may be left undeclared; then it is the endpoint's.
+            let declared = service.port(gateway.hbone_port).map(|_| gateway.hbone_port);
+            let waypoint = pick(snapshot, service, source, declared, query.entropy).map_err(|none| match none {
+                NoEndpoint::Unusable => unavailable("has no usable endpoint"),
+                NoEndpoint::OtherNetwork => {
+                    refuse(Reason::NetworkUnreachable, format!("waypoint {gateway} is in another network"))
+                }
+            })?;
+            let ip = balance::address(service.ip_families, waypoint, asked);
+            let port = declared.and_then(|port| balance::target_port(service, waypoint, port));
+            (waypoint, ip, port.unwrap_or(gateway.hbone_port), &service.subject_alt_names[..])
+        }
+        None => {
+            let GatewayDestination::Address(addr) = &gateway.destination else {
+                return Err(unavailable("is not known"));
+            };
+            let waypoint = snapshot.workload_at(addr).ok_or_else(|| unavailable("is not known"))?;
+            if waypoint.network != source.network {
+                return Err(refuse(Reason::NetworkUnreachable, format!("waypoint {gateway} is in another network")));
+            }
+            (waypoint, Some(addr.ip), gateway.hbone_port, &[][..])
+        }
+    };
+    let ip: IpAddr = ip.ok_or_else(|| unavailable("has no address"))?;
+    Ok(Plan::Tunnel {
+        next_hop: NextHop::new(SocketAddr::new(ip, port)),
+        authority: Authority::from(query.original_dst.get()),
+        expect: expected(waypoint, names),
+        peer: waypoint.uid.clone(),
+        destination: Destination { workload: Some(waypoint.clone()), ..destination },
+    })
+}
+
+/// The service that a gateway address stands for, if it does not stand for a workload.
+fn gateway_service<'a>(snapshot: &'a Snapshot, source: &Workload, gateway: &GatewayAddr) -> Option<&'a Arc<Service>> {
+    match &gateway.destination {
+        GatewayDestination::Service(key) => snapshot.service(key),
+        GatewayDestination::Address(addr) => snapshot.service_at(addr, source.namespace()),
+    }
+}
+
+/// Whether `source` is itself an endpoint of the gateway.
+fn is_at(snapshot: &Snapshot, source: &Workload, gateway: &GatewayAddr) -> bool {
+    match gateway_service(snapshot, source, gateway) {
+        Some(service) => source.ports_of(&service.key).is_some(),
+        None => match &gateway.destination {
+            GatewayDestination::Address(addr) => source.network == addr.network && source.owns(addr.ip),
+            GatewayDestination::Service(key) => source.ports_of(key).is_some(),
+        },
+    }
+}
+
+fn waypoint_of(service: &Service, entropy: u64) -> Option<&Arc<GatewayAddr>> {
+    let weighted = &service.weighted_waypoints;
+    match balance::draw_weighted(weighted.iter().map(|w| w.weight), entropy) {
+        Some(i) => Some(&weighted[i].gateway),
+        // Waypoints whose weights are all 0 still stand in front of the service.
+        None => service.waypoint.as_ref().or_else(|| weighted.first().map(|w| &w.gateway)),
+    }
+}
+
+fn pick<'a>(
+    snapshot: &'a Snapshot,
+    service: &Service,
+    source: &Workload,
+    port: Option<u16>,
+    entropy: u64,
+) -> Result<&'a Arc<Workload>, NoEndpoint> {
+    let members = snapshot.members(&service.key).ok_or(NoEndpoint::Unusable)?;
+    let picker = members.picker().ok_or(NoEndpoint::Unusable)?;
+    let picked = picker.pick(service, source, port, entropy)?;
+    members.workloads().get(picked).ok_or(NoEndpoint::Unusable)
+}
+
+#[cfg(test)]
+mod tests;

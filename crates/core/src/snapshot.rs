@@ -1,0 +1,315 @@
+//! The mesh as an immutable value with indexes. Applying changes gives the next one and costs as much as changed.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::addr::NetworkAddr;
+use crate::balance::Picker;
+use crate::ids::{Hostname, ServiceKey, WorkloadUid};
+use crate::map::Map;
+use crate::policy::Policy;
+use crate::service::Service;
+use crate::workload::{NetworkMode, Workload};
+
+mod index;
+mod policies;
+
+use index::{Address, Named, Vips};
+use policies::Policies;
+
+/// One thing that changed.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// A workload appeared or is different.
+    Workload(Workload),
+    /// A workload is gone.
+    RemoveWorkload(WorkloadUid),
+    /// A service appeared or is different.
+    Service(Service),
+    /// A service is gone.
+    RemoveService(ServiceKey),
+    /// A policy appeared or is different.
+    Policy(Policy),
+    /// A policy is gone.
+    RemovePolicy(Arc<str>),
+}
+
+/// A service with its endpoints. Endpoints may arrive before their service: then `service` is `None`.
+#[derive(Debug)]
+pub struct Members {
+    key: ServiceKey,
+    service: Option<Arc<Service>>,
+    /// Workloads that list the service, by uid.
+    workloads: Box<[Arc<Workload>]>,
+    picker: Option<Picker>,
+}
+
+impl Members {
+    /// The service, once it has arrived.
+    pub fn service(&self) -> Option<&Arc<Service>> {
+        self.service.as_ref()
+    }
+
+    /// The workloads that serve it, sorted by uid, whether or not they may be used.
+    pub fn workloads(&self) -> &[Arc<Workload>] {
+        &self.workloads
+    }
+
+    /// Its endpoints arranged for picking, once the service has arrived.
+    pub fn picker(&self) -> Option<&Picker> {
+        self.picker.as_ref()
+    }
+}
+
+/// The mesh at one moment. Clones share everything.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    revision: u64,
+    workloads: Map<Arc<Workload>>,
+    addresses: Map<Address>,
+    services: Map<Arc<Members>>,
+    vips: Vips,
+    hostnames: Map<Named>,
+    policies: Policies,
+    /// How many workloads each cluster has: a pod's uid can be spelled when its cluster is known.
+    clusters: Arc<BTreeMap<Arc<str>, usize>>,
+}
+
+/// Memberships to be rebuilt once all changes are in.
+type Dirty = HashMap<ServiceKey, BTreeMap<WorkloadUid, Option<Arc<Workload>>>>;
+
+impl Snapshot {
+    /// The next snapshot; this one stays as it is.
+    pub fn apply(&self, changes: Vec<Change>) -> Snapshot {
+        self.clone().applied(changes)
+    }
+
+    /// The next snapshot in place of this one. What no other clone shares is changed without copying, which makes a
+    /// first synchronisation cheap.
+    pub fn applied(mut self, changes: Vec<Change>) -> Snapshot {
+        let mut dirty = Dirty::new();
+        for change in changes {
+            match change {
+                Change::Workload(workload) => self.put_workload(Arc::new(workload), &mut dirty),
+                Change::RemoveWorkload(uid) => self.remove_workload(&uid, &mut dirty),
+                Change::Service(service) => self.put_service(Arc::new(service), &mut dirty),
+                Change::RemoveService(key) => self.remove_service(&key, &mut dirty),
+                Change::Policy(policy) => self.policies.put(Arc::new(policy)),
+                Change::RemovePolicy(key) => self.policies.remove(&key),
+            }
+        }
+        for (key, changes) in dirty {
+            self.rebuild(key, changes);
+        }
+        self.revision += 1;
+        self
+    }
+
+    /// Counts the applied batches.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Counts the changes that may alter a verdict: while it stays the same, connections need not be judged again.
+    pub fn policies_revision(&self) -> u64 {
+        self.policies.revision()
+    }
+
+    /// The workload of a uid.
+    pub fn workload(&self, uid: &WorkloadUid) -> Option<&Arc<Workload>> {
+        self.workloads.get(uid)
+    }
+
+    /// The workload whose own address `addr` is. When several claim it: pods before others, those in tunnels before
+    /// those in the clear, the healthy before others, then by uid.
+    pub fn workload_at(&self, addr: &NetworkAddr) -> Option<&Arc<Workload>> {
+        self.owner(&addr.network, addr.ip)
+    }
+
+    pub(crate) fn owner(&self, network: &str, ip: IpAddr) -> Option<&Arc<Workload>> {
+        self.addresses.get(&ip)?.owners().find(|w| &*w.network == network)
+    }
+
+    /// The pod `namespace/name` on `node`.
+    pub fn local(&self, namespace: &str, name: &str, node: &str) -> Option<&Arc<Workload>> {
+        let uids = self.clusters.keys().map(|cluster| WorkloadUid::of_pod(cluster, namespace, name));
+        uids.filter_map(|uid| self.workloads.get(&uid)).find(|w| &*w.node == node)
+    }
+
+    /// The service of a key.
+    pub fn service(&self, key: &ServiceKey) -> Option<&Arc<Service>> {
+        self.services.get(key)?.service()
+    }
+
+    /// A service with its endpoints.
+    pub fn members(&self, key: &ServiceKey) -> Option<&Arc<Members>> {
+        self.services.get(key)
+    }
+
+    /// The service that a caller of `namespace` means by the single virtual address `addr`.
+    pub fn service_at(&self, addr: &NetworkAddr, namespace: &str) -> Option<&Arc<Service>> {
+        self.vips.exact(&addr.network, addr.ip, namespace)
+    }
+
+    /// The service that a caller of `namespace` means by an address within the range of a service.
+    pub fn service_around(&self, addr: &NetworkAddr, namespace: &str) -> Option<&Arc<Service>> {
+        self.vips.within(&addr.network, addr.ip, namespace)
+    }
+
+    /// The service that a caller of `namespace` means by a hostname.
+    pub fn service_named(&self, hostname: &Hostname, namespace: &str) -> Option<&Arc<Service>> {
+        index::preferred(self.hostnames.get(hostname)?.services(), namespace)
+    }
+
+    /// The policy of a key, `namespace/name`.
+    pub fn policy(&self, key: &str) -> Option<&Arc<Policy>> {
+        self.policies.get(key)
+    }
+
+    /// The policies that apply to `workload`; the key of one that is listed and not known.
+    pub fn policies_for<'a>(
+        &'a self,
+        workload: &'a Workload,
+    ) -> impl Iterator<Item = Result<&'a Arc<Policy>, &'a Arc<str>>> {
+        self.policies.of(workload)
+    }
+
+    /// All workloads, in no particular order.
+    pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.workloads.iter()
+    }
+
+    /// All services with their endpoints, in no particular order.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Members>> {
+        self.services.iter().filter(|m| m.service.is_some())
+    }
+
+    /// All policies, in no particular order.
+    pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
+        self.policies.iter()
+    }
+
+    /// How many workloads there are.
+    pub fn workload_count(&self) -> usize {
+        self.workloads.len()
+    }
+
+    fn put_workload(&mut self, workload: Arc<Workload>, dirty: &mut Dirty) {
+        // Counted before the old version is released, so that a policy which both list is never without a reference.
+        self.policies.refer(&workload.policies);
+        let old = self.workloads.insert(workload.clone());
+        if old.as_ref().map(|old| &*old.policies).unwrap_or_default() != &*workload.policies {
+            self.policies.changed();
+        }
+        if let Some(old) = old {
+            self.forget(&old, dirty);
+        }
+        if workload.network_mode == NetworkMode::Standard {
+            for ip in &workload.addresses {
+                let entry = self.addresses.get(ip).cloned().unwrap_or_else(|| Address::new(*ip));
+                self.addresses.insert(entry.with(workload.clone()));
+            }
+        }
+        *Arc::make_mut(&mut self.clusters).entry(workload.cluster.clone()).or_default() += 1;
+        for listed in workload.services.iter() {
+            dirty.entry(listed.service.clone()).or_default().insert(workload.uid.clone(), Some(workload.clone()));
+        }
+    }
+
+    fn remove_workload(&mut self, uid: &WorkloadUid, dirty: &mut Dirty) {
+        if let Some(old) = self.workloads.remove(uid) {
+            if !old.policies.is_empty() {
+                self.policies.changed();
+            }
+            self.forget(&old, dirty);
+        }
+    }
+
+    /// Takes a workload out of every index but the first.
+    fn forget(&mut self, old: &Arc<Workload>, dirty: &mut Dirty) {
+        self.policies.release(&old.policies);
+        for ip in &old.addresses {
+            let Some(entry) = self.addresses.get(ip).cloned() else { continue };
+            match entry.without(&old.uid) {
+                Some(entry) => drop(self.addresses.insert(entry)),
+                None => drop(self.addresses.remove(ip)),
+            }
+        }
+        let clusters = Arc::make_mut(&mut self.clusters);
+        if let Some(count) = clusters.get_mut(&old.cluster) {
+            *count -= 1;
+            if *count == 0 {
+                clusters.remove(&old.cluster);
+            }
+        }
+        for listed in old.services.iter() {
+            dirty.entry(listed.service.clone()).or_default().insert(old.uid.clone(), None);
+        }
+    }
+
+    fn put_service(&mut self, service: Arc<Service>, dirty: &mut Dirty) {
+        let key = service.key.clone();
+        self.drop_names(&key);
+        self.vips.put(&service);
+        let named = self.hostnames.get(&key.hostname).cloned();
+        self.hostnames.insert(named.unwrap_or_else(|| Named::new(key.hostname.clone())).with(service.clone()));
+        let workloads = self.services.get(&key).map(|m| m.workloads.clone()).unwrap_or_default();
+        // Without its picker, which `rebuild` makes.
+        self.services.insert(Arc::new(Members { key: key.clone(), service: Some(service), workloads, picker: None }));
+        dirty.entry(key).or_default();
+    }
+
+    fn remove_service(&mut self, key: &ServiceKey, dirty: &mut Dirty) {
+        if self.service(key).is_none() {
+            return;
+        }
+        self.drop_names(key);
+        let workloads = self.services.get(key).map(|m| m.workloads.clone()).unwrap_or_default();
+        self.services.insert(Arc::new(Members { key: key.clone(), service: None, workloads, picker: None }));
+        dirty.entry(key.clone()).or_default();
+    }
+
+    /// Takes the present version of a service out of the indexes by address and name.
+    fn drop_names(&mut self, key: &ServiceKey) {
+        let Some(old) = self.service(key).cloned() else { return };
+        self.vips.remove(&old);
+        if let Some(named) = self.hostnames.get(&key.hostname).cloned() {
+            match named.without(key) {
+                Some(named) => drop(self.hostnames.insert(named)),
+                None => drop(self.hostnames.remove(&key.hostname)),
+            }
+        }
+    }
+
+    fn rebuild(&mut self, key: ServiceKey, changes: BTreeMap<WorkloadUid, Option<Arc<Workload>>>) {
+        let old = self.services.get(&key);
+        let service = old.and_then(|m| m.service.clone());
+        let old: &[Arc<Workload>] = old.map(|m| &*m.workloads).unwrap_or_default();
+        let workloads = merge(old, changes);
+        if service.is_none() && workloads.is_empty() {
+            self.services.remove(&key);
+            return;
+        }
+        let picker = service.as_ref().map(|service| Picker::new(service, &workloads));
+        self.services.insert(Arc::new(Members { key, service, workloads, picker }));
+    }
+}
+
+/// Both are sorted by uid; a change replaces, adds or removes.
+fn merge(old: &[Arc<Workload>], changes: BTreeMap<WorkloadUid, Option<Arc<Workload>>>) -> Box<[Arc<Workload>]> {
+    let mut merged = Vec::with_capacity(old.len() + changes.len());
+    let mut old = old.iter().peekable();
+    for (uid, change) in changes {
+        while let Some(unchanged) = old.next_if(|w| w.uid < uid) {
+            merged.push(unchanged.clone());
+        }
+        old.next_if(|w| w.uid == uid);
+        merged.extend(change);
+    }
+    merged.extend(old.cloned());
+    merged.into()
+}
+
+#[cfg(test)]
+mod tests;
