@@ -1,6 +1,7 @@
 //! What a client asks for, holds and acknowledges.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 
 use bytes::Bytes;
 use loam_api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
@@ -53,8 +54,35 @@ pub struct Machine {
 
 #[derive(Debug, Default)]
 struct TypeState {
-    versions: BTreeMap<String, String>,
+    versions: BTreeMap<Box<str>, Version>,
     synced: bool,
+}
+
+/// A version as the server said it. There is one per resource, so the usual form is kept small.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Version {
+    /// 16 lower-case hexadecimal digits.
+    Hash(u64),
+    Text(Box<str>),
+}
+
+impl From<&str> for Version {
+    fn from(text: &str) -> Self {
+        let plain = text.len() == 16 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        match u64::from_str_radix(text, 16) {
+            Ok(hash) if plain => Version::Hash(hash),
+            _ => Version::Text(text.into()),
+        }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Version::Hash(hash) => write!(f, "{hash:016x}"),
+            Version::Text(text) => f.write_str(text),
+        }
+    }
 }
 
 impl Machine {
@@ -71,7 +99,7 @@ impl Machine {
             .map(|(url, state)| DeltaDiscoveryRequest {
                 node: node.take(),
                 type_url: (*url).to_owned(),
-                initial_resource_versions: state.versions.clone(),
+                initial_resource_versions: state.versions.iter().map(|(n, v)| (n.to_string(), v.to_string())).collect(),
                 ..Default::default()
             })
             .collect()
@@ -97,12 +125,11 @@ impl Machine {
     pub fn answer(&mut self, nonce: String, update: &Update, rejected: &[Rejected]) -> DeltaDiscoveryRequest {
         if let Some(state) = self.types.get_mut(update.type_url.as_str()) {
             for name in &update.removed {
-                state.versions.remove(name);
+                state.versions.remove(&**name);
             }
-            for resource in &update.resources {
-                if !rejected.iter().any(|r| r.name == resource.name) {
-                    state.versions.insert(resource.name.clone(), resource.version.clone());
-                }
+            let rejected: HashSet<&str> = rejected.iter().map(|r| &*r.name).collect();
+            for resource in update.resources.iter().filter(|r| !rejected.contains(&*r.name)) {
+                state.versions.insert(resource.name.as_str().into(), resource.version.as_str().into());
             }
             state.synced = true;
         }
@@ -177,6 +204,13 @@ mod tests {
         assert_eq!(requests.iter().filter(|r| r.node.is_some()).count(), 1, "the node is named once");
         let of_a = requests.iter().find(|r| r.type_url == A).unwrap();
         assert_eq!(of_a.initial_resource_versions, BTreeMap::from([("x".into(), "2".into())]));
+    }
+
+    #[test]
+    fn a_version_is_said_as_it_was_heard() {
+        for version in ["0123456789abcdef", "0123456789ABCDEF", "+123456789abcdef", "1", "", "0000000000000000"] {
+            assert_eq!(Version::from(version).to_string(), version);
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use loam_api::discovery::DeltaDiscoveryRequest;
 use loam_api::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use loam_api::node::Node;
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
@@ -20,6 +21,10 @@ const MIN_DELAY: Duration = Duration::from_millis(10);
 
 /// Longest wait between two connections.
 const MAX_DELAY: Duration = Duration::from_secs(15);
+
+/// Longest wait for the server to accept the stream, and for its first answer of each type. A server that took the
+/// stream and says nothing would otherwise be waited for for ever; afterwards silence only means that nothing changed.
+const MAX_SILENCE: Duration = Duration::from_secs(30);
 
 /// Takes what arrives. What it does not return is applied when it returns.
 pub trait Sink: Send + 'static {
@@ -108,9 +113,14 @@ impl<C: Connect, S: Sink> Client<C, S> {
         }
         let mut request = tonic::Request::new(ReceiverStream::new(requests));
         *request.metadata_mut() = metadata;
-        let mut responses = client.delta_aggregated_resources(request).await?.into_inner();
+        let mut responses = timeout(MAX_SILENCE, client.delta_aggregated_resources(request)).await??.into_inner();
         self.state.send_modify(|state| state.connected = true);
-        while let Some(response) = responses.message().await? {
+        loop {
+            let response = match self.machine.is_synced() {
+                true => responses.message().await?,
+                false => timeout(MAX_SILENCE, responses.message()).await??,
+            };
+            let Some(response) = response else { return Ok(()) };
             let Some((nonce, update)) = self.machine.receive(response) else { continue };
             backoff.succeed();
             let rejected = self.sink.apply(&update);
@@ -129,7 +139,6 @@ impl<C: Connect, S: Sink> Client<C, S> {
             self.state.send_if_modified(|state| !std::mem::replace(&mut state.synced, synced) && synced);
             out.send(answer).await?;
         }
-        Ok(())
     }
 }
 

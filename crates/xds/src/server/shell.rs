@@ -1,9 +1,9 @@
 //! Streams over gRPC, each driven by its [`Machine`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt, stream};
@@ -23,6 +23,10 @@ use crate::store::Store;
 
 /// Longest time for which a response may wait to be taken by a client before the client is given up.
 pub const MAX_STALL: Duration = Duration::from_secs(60);
+
+/// Streams one caller may have at a time: a proxy has one, and while it is replaced two; the rest is room for a proxy
+/// whose broken connections have not been noticed yet.
+pub const MAX_STREAMS_PER_CALLER: usize = 16;
 
 /// Is told what happens on streams, for logs and metrics.
 pub trait Observer: Send + Sync + 'static {
@@ -51,6 +55,38 @@ pub struct Ads {
     stores: Arc<BTreeMap<&'static str, Arc<Store>>>,
     authenticate: Authenticate,
     observer: Arc<dyn Observer>,
+    callers: Callers,
+}
+
+/// How many streams each caller has.
+type Callers = Arc<Mutex<HashMap<String, usize>>>;
+
+/// One stream of a caller, counted as long as it lives.
+struct Seat {
+    caller: String,
+    callers: Callers,
+}
+
+impl Seat {
+    fn take(caller: String, callers: &Callers) -> Result<Self, Status> {
+        let mut count = callers.lock().unwrap_or_else(PoisonError::into_inner);
+        let streams = count.entry(caller.clone()).or_default();
+        if *streams >= MAX_STREAMS_PER_CALLER {
+            return Err(Status::resource_exhausted(format!("{caller} has {MAX_STREAMS_PER_CALLER} streams already")));
+        }
+        *streams += 1;
+        Ok(Self { caller, callers: callers.clone() })
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut count = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        match count.get_mut(&self.caller) {
+            Some(streams) if *streams > 1 => *streams -= 1,
+            _ => drop(count.remove(&self.caller)),
+        }
+    }
 }
 
 impl fmt::Debug for Ads {
@@ -70,6 +106,7 @@ impl Ads {
             stores: Arc::new(stores.into_iter().collect()),
             authenticate: Arc::new(authenticate),
             observer: Arc::new(observer),
+            callers: Callers::default(),
         }
     }
 
@@ -92,7 +129,7 @@ impl AggregatedDiscoveryService for Ads {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Responses>, Status> {
-        let client = (self.authenticate)(request.metadata())?;
+        let client = Seat::take((self.authenticate)(request.metadata())?, &self.callers)?;
         // One response waits while the transport takes another: what is beyond stays in the store.
         let (out, responses) = mpsc::channel(1);
         let session = Session {
@@ -108,7 +145,7 @@ impl AggregatedDiscoveryService for Ads {
 }
 
 struct Session {
-    client: String,
+    client: Seat,
     stores: Arc<BTreeMap<&'static str, Arc<Store>>>,
     observer: Arc<dyn Observer>,
     machine: Machine,
@@ -117,12 +154,12 @@ struct Session {
 
 impl Session {
     async fn run(mut self, mut requests: impl Stream<Item = Result<DeltaDiscoveryRequest, Status>> + Unpin) {
-        self.observer.connected(&self.client);
+        self.observer.connected(&self.client.caller);
         if let Err(status) = self.serve(&mut requests).await {
             // The client may be gone already, then nobody needs the reason.
             let _ = self.out.try_send(Err(status));
         }
-        self.observer.disconnected(&self.client);
+        self.observer.disconnected(&self.client.caller);
     }
 
     async fn serve(
@@ -154,7 +191,7 @@ impl Session {
             .receive(request, |url| stores.contains_key(url))
             .map_err(|violation| Status::resource_exhausted(violation.to_string()))?;
         if let Received::Nacked(status) = &received {
-            self.observer.nacked(&self.client, &type_url, status);
+            self.observer.nacked(&self.client.caller, &type_url, status);
         }
         self.push(&type_url).await
     }
@@ -163,7 +200,7 @@ impl Session {
         let Some(store) = self.stores.get(type_url) else { return Ok(()) };
         let next = self.machine.next(type_url, store).map_err(|violation| Status::aborted(violation.to_string()))?;
         let Some(response) = next else { return Ok(()) };
-        self.observer.sent(&self.client, &response);
+        self.observer.sent(&self.client.caller, &response);
         match tokio::time::timeout(MAX_STALL, self.out.send(Ok(response))).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Status::cancelled("the client is gone")),
