@@ -1,1 +1,11 @@
-//! Placeholder.
+//! What every process of Loam needs around its work: logs, metrics, an admin server, readiness, and a polite end.
+//!
+//! It stands alone: no other crate of the mesh is known here.
+
+pub mod admin;
+pub mod drain;
+pub mod exit;
+pub mod metrics;
+pub mod ready;
+pub mod shutdown;
+pub mod telemetry;
