@@ -1,0 +1,117 @@
+//! The command line: what every setting is called, its default, and why.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use loam_manifest::Source;
+use loam_rt::telemetry::LogFormat;
+
+/// Where keeper, agent and ztunnel meet.
+const RUN_DIR: &str = "/run/loam";
+/// Where a bpf file system is mounted by systemd.
+const BPFFS: &str = "/sys/fs/bpf";
+/// Where cgroup v2 is mounted by systemd.
+const CGROUP: &str = "/sys/fs/cgroup";
+
+/// The node agent of the Loam service mesh.
+#[derive(Debug, Parser)]
+#[command(name = "loam-agent", version, about)]
+pub struct Cli {
+    /// How log lines look: plain or json.
+    #[arg(long, global = true, env = "LOAM_LOG_FORMAT", default_value = "plain")]
+    pub log_format: LogFormat,
+    /// What is logged, such as `info` or `info,loam_agent=debug`.
+    #[arg(long, global = true, env = "LOAM_LOG", default_value = "info")]
+    pub log: String,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the program does.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Brings the pods of this node into the mesh and keeps them there.
+    Run(Run),
+    /// Owns the pods' listeners and outlives the agent and the ztunnel.
+    Keeper(crate::keeper::KeeperConfig),
+    /// Shows how each pod is.
+    Status(Status),
+    /// Takes everything back that the agent changed on this node. Stop agent and keeper first.
+    Cleanup(Cleanup),
+}
+
+/// Settings of `run`.
+#[derive(Debug, Clone, Args)]
+pub struct Run {
+    /// Name of this node; only its pods are enrolled.
+    #[arg(long, env = "LOAM_NODE")]
+    pub node: String,
+    /// Where pods are described, as dir:PATH.
+    #[arg(long, env = "LOAM_PODS", value_name = "SOURCE")]
+    pub pods: Source,
+    /// Directory of the keeper's sockets, the status and the records.
+    #[arg(long, env = "LOAM_RUN_DIR", default_value = RUN_DIR)]
+    pub run_dir: PathBuf,
+    /// The bpf file system that keeps programs while the agent is gone.
+    #[arg(long, env = "LOAM_BPFFS", default_value = BPFFS)]
+    pub bpffs: PathBuf,
+    /// The cgroup v2 directory whose processes are seen: the root, or the node's own part.
+    #[arg(long, env = "LOAM_CGROUP", default_value = CGROUP)]
+    pub cgroup: PathBuf,
+}
+
+/// Settings of `status`.
+#[derive(Debug, Clone, Args)]
+pub struct Status {
+    /// The agent's run directory.
+    #[arg(long, env = "LOAM_RUN_DIR", default_value = RUN_DIR)]
+    pub run_dir: PathBuf,
+    /// A table for people or the file itself.
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+/// How `status` prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    /// One line per pod.
+    Table,
+    /// As it was written.
+    Json,
+}
+
+/// Settings of `cleanup`.
+#[derive(Debug, Clone, Args)]
+pub struct Cleanup {
+    /// The agent's run directory.
+    #[arg(long, env = "LOAM_RUN_DIR", default_value = RUN_DIR)]
+    pub run_dir: PathBuf,
+    /// The bpf file system with the pins.
+    #[arg(long, env = "LOAM_BPFFS", default_value = BPFFS)]
+    pub bpffs: PathBuf,
+    /// The cgroup v2 directory that `run` was given; links know where they are attached, so nothing is read from it.
+    #[arg(long, env = "LOAM_CGROUP", default_value = CGROUP)]
+    pub cgroup: PathBuf,
+    /// Seconds to wait for connections through the mesh to end before they are reset.
+    #[arg(long, default_value_t = 5)]
+    pub wait: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_source_of_pods_says_what_it_is() {
+        let parse = |pods: &str| Cli::try_parse_from(["loam-agent", "run", "--node", "n1", "--pods", pods]);
+        assert!(parse("dir:/etc/pods").is_ok());
+        assert!(parse("/etc/pods").unwrap_err().to_string().contains("dir:PATH"));
+    }
+}

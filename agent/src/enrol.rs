@@ -1,0 +1,311 @@
+//! The steps of one pod: into the mesh, out of it, and a look at how it is.
+//!
+//! Each step may be taken again at any time, and leaves alone what is as it should be.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use loam_ebpf_common::layout::Steered;
+use loam_node::ClientError;
+use serde::{Deserialize, Serialize};
+
+use crate::keeper_link::KeeperLink;
+use crate::netns::{self, Netns, NetnsError, sysctl};
+use crate::pods::record::{Record, Records};
+use crate::pods::registry::Place;
+use crate::redirect::{Redirect, RedirectError, SteerFacts};
+
+/// Why a step did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum EnrolError {
+    /// The pod's network namespace.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The kernel programs.
+    #[error(transparent)]
+    Redirect(#[from] RedirectError),
+    /// The keeper's answer, or that there is none.
+    #[error(transparent)]
+    Keeper(#[from] ClientError),
+    /// The keeper is not running, or not reached yet.
+    #[error("waiting for the keeper")]
+    NoKeeper,
+    /// No ztunnel serves the pod yet, so capturing it would cut it off.
+    #[error("waiting for the ztunnel: {0}")]
+    NotServed(String),
+    /// What is changed in the namespace could not be written down.
+    #[error("write the record of the pod")]
+    Record(#[source] io::Error),
+    /// More than the programs hold; the pod's specification does not allow it.
+    #[error("the pod has more addresses than the programs hold")]
+    TooManyAddresses,
+}
+
+impl EnrolError {
+    /// Whether this only waits for somebody else.
+    pub fn is_waiting(&self) -> bool {
+        matches!(self, EnrolError::NoKeeper | EnrolError::NotServed(_))
+    }
+
+    /// Whether the pod's network namespace is not what it was.
+    pub fn has_vanished(&self) -> bool {
+        matches!(
+            self,
+            EnrolError::Netns(
+                NetnsError::Gone(_) | NetnsError::Replaced(_) | NetnsError::NotOne(_) | NetnsError::Own(_)
+            )
+        )
+    }
+
+    /// The error with its causes, for status and log.
+    pub fn text(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            let more = error.to_string();
+            // Some errors say their cause already.
+            if !text.contains(&more) {
+                text = format!("{text}: {more}");
+            }
+            source = error.source();
+        }
+        text
+    }
+}
+
+/// How long the parts of an enrolment took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Timing {
+    /// Routes, rules and switches.
+    pub prepare_ms: f64,
+    /// The keeper and the ztunnel.
+    pub keeper_ms: f64,
+    /// The programs.
+    pub programs_ms: f64,
+    /// All of it.
+    pub total_ms: f64,
+}
+
+/// A pod that is captured.
+#[derive(Debug)]
+pub struct Enrolled {
+    /// Cookie of its network namespace.
+    pub cookie: u64,
+    /// What the namespace lacked.
+    pub prepared: Vec<String>,
+    /// How long it took.
+    pub timing: Timing,
+}
+
+/// What all steps work with.
+#[derive(Clone)]
+pub struct Kit {
+    /// The kernel programs.
+    redirect: Arc<Mutex<Redirect>>,
+    /// The keeper, while there is one.
+    pub keeper: KeeperLink,
+    /// What is changed in namespaces.
+    pub records: Records,
+    /// The node's name.
+    pub node: Arc<str>,
+}
+
+impl Kit {
+    /// Puts the parts together.
+    pub fn new(redirect: Redirect, keeper: KeeperLink, records: Records, node: Arc<str>) -> Self {
+        Self { redirect: Arc::new(Mutex::new(redirect)), keeper, records, node }
+    }
+
+    /// The kernel programs. Every call takes a millisecond or two, and none waits.
+    pub fn redirect(&self) -> MutexGuard<'_, Redirect> {
+        self.redirect.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn steered(place: &Place) -> Result<Steered, EnrolError> {
+    let addresses = place.spec.addresses.iter().map(|&address| address.into());
+    Steered::new(place.index, addresses).ok_or(EnrolError::TooManyAddresses)
+}
+
+fn millis(elapsed: Duration) -> f64 {
+    (elapsed.as_secs_f64() * 1e5).round() / 100.0
+}
+
+/// Brings a pod into the mesh. In this order, so that at each moment a connection either goes where it always went or
+/// finds everything it needs: routing of marked packets; listeners and a ztunnel that serves them; the way from the
+/// wire; the way from the application last.
+pub async fn enrol(kit: &Kit, place: &Place, netns: &Netns, captured: bool) -> Result<Enrolled, EnrolError> {
+    let begun = Instant::now();
+    let steered = steered(place)?;
+    let (cookie, prepared) = prepare(kit, place, netns).await?;
+    let prepare_ms = millis(begun.elapsed());
+
+    let asked = Instant::now();
+    let keeper = kit.keeper.client().ok_or(EnrolError::NoKeeper)?;
+    let added = keeper.add_pod(place.index, place.spec.info(&kit.node), netns.as_fd()).await?;
+    // A pod that is captured stays so without a ztunnel: its connections are refused until there is one.
+    if !added.serving && !captured {
+        return Err(EnrolError::NotServed(added.problem));
+    }
+    let keeper_ms = millis(asked.elapsed());
+
+    let attached = Instant::now();
+    {
+        let mut redirect = kit.redirect();
+        redirect.steer(&steered, netns.as_fd(), netns.inode())?;
+        if redirect.captured(cookie)? != Some(place.index) {
+            redirect.capture(cookie, place.index)?;
+        }
+    }
+    let timing =
+        Timing { prepare_ms, keeper_ms, programs_ms: millis(attached.elapsed()), total_ms: millis(begun.elapsed()) };
+    Ok(Enrolled { cookie, prepared, timing })
+}
+
+/// Writes down how the namespace was, then changes it.
+async fn prepare(kit: &Kit, place: &Place, netns: &Netns) -> Result<(u64, Vec<String>), EnrolError> {
+    let (records, spec, index) = (kit.records.clone(), place.spec.clone(), place.index);
+    let work = move || {
+        let cookie = netns::cookie()?;
+        let before = match records.get(cookie) {
+            Some(record) => record.before,
+            None => sysctl::Before::read(),
+        };
+        let addresses = spec.addresses.clone();
+        let record = Record { spec, index, cookie, before, leaving: false };
+        if records.get(cookie).as_ref() != Some(&record)
+            && let Err(error) = records.put(&record)
+        {
+            return Ok(Err(EnrolError::Record(error)));
+        }
+        Ok(Ok((cookie, netns::prepare(&addresses)?)))
+    };
+    netns.run(work).await?
+}
+
+/// Takes a pod out of the mesh. New connections go past it from the first step on; those that are carried live on, and
+/// so do the routes and rules that carry them, until [`tidy`] finds that the last one is gone.
+pub async fn withdraw(kit: &Kit, place: &Place) -> Result<(), EnrolError> {
+    {
+        let mut redirect = kit.redirect();
+        if let Some(cookie) = place.cookie {
+            redirect.release(cookie)?;
+        }
+        redirect.unsteer(place.index)?;
+    }
+    // Without a keeper there are no listeners to give up. One that comes back is told what is not wanted.
+    if let Some(keeper) = kit.keeper.client() {
+        keeper.remove_pod(&place.spec.uid).await?;
+    }
+    if let Some(mut record) = record_of(kit, place)? {
+        record.leaving = true;
+        kit.records.put(&record).map_err(EnrolError::Record)?;
+    }
+    Ok(())
+}
+
+/// The record of a pod. An enrolment that failed early left one without the cookie being known.
+fn record_of(kit: &Kit, place: &Place) -> Result<Option<Record>, EnrolError> {
+    if let Some(cookie) = place.cookie {
+        return Ok(kit.records.get(cookie));
+    }
+    let (all, _) = kit.records.all().map_err(EnrolError::Record)?;
+    Ok(all.into_iter().find(|record| !record.leaving && record.spec.uid == place.spec.uid))
+}
+
+/// Takes back routes, rules and switches of a pod that left, if no socket needs them any more. Says whether that is
+/// done.
+pub async fn tidy(records: &Records, record: &Record) -> Result<bool, EnrolError> {
+    let before = record.before.clone();
+    let done = match same(record).await {
+        Ok(netns) => {
+            netns
+                .run(move || {
+                    if netns::sockets::count()? > 0 {
+                        return Ok(false);
+                    }
+                    netns::undo(&before)?;
+                    Ok(true)
+                })
+                .await?
+        }
+        // It took all that was in it along.
+        Err(NetnsError::Gone(_) | NetnsError::Replaced(_) | NetnsError::NotOne(_)) => true,
+        Err(error) => return Err(error.into()),
+    };
+    if done {
+        records.remove(record.cookie).map_err(EnrolError::Record)?;
+    }
+    Ok(done)
+}
+
+/// The namespace that a record is about, if it is still at its path.
+pub async fn same(record: &Record) -> Result<Netns, NetnsError> {
+    let netns = Netns::open(&record.spec.netns)?;
+    match netns.cookie().await? == record.cookie {
+        true => Ok(netns),
+        false => Err(NetnsError::Replaced(record.spec.netns.clone())),
+    }
+}
+
+/// What the kernel and the keeper have for a pod.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PodFacts {
+    /// The connect hooks know the pod's network namespace.
+    pub captured: bool,
+    /// The way from the wire.
+    pub steer: SteerFacts,
+    /// Routes, rules and switches are as they should be.
+    pub routed: bool,
+    /// The listeners listen, as far as the keeper can be asked.
+    pub listening: Option<bool>,
+    /// A ztunnel serves the pod.
+    pub serving: Option<bool>,
+    /// All that is wrong.
+    pub problems: Vec<String>,
+    /// Something is wrong that enrolling again may repair.
+    #[serde(skip)]
+    pub repairable: bool,
+}
+
+/// Looks at a pod that should be captured.
+pub async fn inspect(kit: &Kit, place: &Place) -> Result<PodFacts, EnrolError> {
+    let steered = steered(place)?;
+    let netns = Netns::open(&place.spec.netns)?;
+    if place.netns.is_some_and(|id| id != netns.id()) {
+        return Err(NetnsError::Replaced(place.spec.netns.clone()).into());
+    }
+    let addresses = place.spec.addresses.clone();
+    let (cookie, mut problems) = netns.run(move || Ok((netns::cookie()?, netns::check(&addresses)?))).await?;
+    let routed = problems.is_empty();
+    let (steer, captured) = {
+        let redirect = kit.redirect();
+        (redirect.steer_facts(&steered, netns.inode())?, redirect.captured(cookie)? == Some(place.index))
+    };
+    let mut expect = |good: bool, text: &str| {
+        if !good {
+            problems.push(text.to_owned());
+        }
+    };
+    expect(captured, "the connect hooks do not know the pod");
+    expect(steer.attached, "the steer program is not attached to the pod's network namespace");
+    expect(!steer.attached || steer.current, "the steer program is another one");
+    expect(!steer.attached || !steer.current || steer.configured, "the steer program has other addresses");
+    let mut repairable = !problems.is_empty();
+    let (mut listening, mut serving) = (None, None);
+    match kit.keeper.client() {
+        None => problems.push("the keeper cannot be asked".to_owned()),
+        Some(keeper) => match keeper.check(&place.spec.uid).await {
+            Ok(checked) => {
+                (listening, serving) = (Some(checked.listening), Some(checked.serving));
+                repairable |= !checked.listening;
+                if !checked.problem.is_empty() {
+                    problems.push(checked.problem);
+                }
+            }
+            Err(error) => problems.push(error.to_string()),
+        },
+    }
+    Ok(PodFacts { captured, steer, routed, listening, serving, problems, repairable })
+}

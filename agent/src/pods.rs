@@ -1,0 +1,9 @@
+//! Which pods are ours, and how far each is.
+
+pub mod record;
+pub mod registry;
+pub mod source;
+pub mod spec;
+
+pub use registry::Registry;
+pub use spec::{PodSpec, Uid};

@@ -1,0 +1,223 @@
+//! A pod of this node that belongs to the mesh, with what its enrolment needs.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use k8s_openapi::api::core::v1::Pod;
+use loam_ebpf_common::layout::MAX_ADDRESSES;
+use loam_manifest::enrol::Wish;
+use loam_node::PodInfo;
+use serde::{Deserialize, Serialize};
+
+/// The annotation that names the path of the pod's network namespace.
+pub const NETNS_ANNOTATION: &str = "loam.dev/netns";
+
+/// What names a pod for good: its Kubernetes UID, or `<namespace>/<name>` where it has none.
+pub type Uid = String;
+
+/// One pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodSpec {
+    /// See [`Uid`].
+    pub uid: Uid,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its service account.
+    pub service_account: String,
+    /// Its addresses: at least one and at most [`MAX_ADDRESSES`], no two alike.
+    pub addresses: Vec<IpAddr>,
+    /// Where its network namespace is.
+    pub netns: PathBuf,
+}
+
+impl PodSpec {
+    /// The pod as the keeper and the ztunnel are told of it.
+    pub fn info(&self, node: &str) -> PodInfo {
+        let info = PodInfo {
+            uid: self.uid.clone(),
+            name: self.name.clone(),
+            namespace: self.namespace.clone(),
+            service_account: self.service_account.clone(),
+            node: node.to_owned(),
+            addresses: Vec::new(),
+        };
+        info.with_ips(self.addresses.iter().copied())
+    }
+}
+
+impl std::fmt::Display for PodSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// What a pod of ours lacks.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// Nobody says where it is.
+    #[error("the pod has no annotation {NETNS_ANNOTATION} with the path of its network namespace")]
+    NoNetns,
+    /// A relative path would depend on where the agent was started.
+    #[error("the annotation {NETNS_ANNOTATION} is {0:?}, which is not an absolute path")]
+    RelativeNetns(String),
+    /// It has not been given one.
+    #[error("the pod has no address in status.podIPs")]
+    NoAddress,
+    /// It is not an address.
+    #[error("status.podIPs has {0:?}, which is not an IP address")]
+    BadAddress(String),
+    /// An address that no other pod could reach.
+    #[error("status.podIPs has {0}, which cannot be a pod's own address")]
+    UnusableAddress(IpAddr),
+    /// See [`MAX_ADDRESSES`].
+    #[error("status.podIPs has {0} addresses: a pod can have at most {MAX_ADDRESSES}")]
+    TooManyAddresses(usize),
+}
+
+/// What a pod is to the agent of one node: none if it does not belong to the mesh here.
+pub fn eligible(pod: &Pod, node: &str, namespace_in: bool) -> Option<Result<PodSpec, SpecError>> {
+    let spec = pod.spec.as_ref()?;
+    if spec.node_name.as_deref() != Some(node) || Wish::of(pod).under(namespace_in).is_err() {
+        return None;
+    }
+    // A pod that has ended sends nothing more. One that is being deleted still may, so it stays until it is gone.
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    if matches!(phase, Some("Succeeded" | "Failed")) {
+        return None;
+    }
+    Some(read(pod))
+}
+
+/// What names the pod, whatever else is wrong with it.
+pub fn uid(pod: &Pod) -> Uid {
+    let metadata = &pod.metadata;
+    match metadata.uid.as_deref() {
+        Some(uid) if !uid.is_empty() => uid.to_owned(),
+        _ => {
+            let part = |text: &Option<String>| text.clone().unwrap_or_default();
+            format!("{}/{}", part(&metadata.namespace), part(&metadata.name))
+        }
+    }
+}
+
+fn read(pod: &Pod) -> Result<PodSpec, SpecError> {
+    let metadata = &pod.metadata;
+    let annotation = metadata.annotations.as_ref().and_then(|all| all.get(NETNS_ANNOTATION));
+    let netns = annotation.filter(|path| !path.is_empty()).ok_or(SpecError::NoNetns)?;
+    if !netns.starts_with('/') {
+        return Err(SpecError::RelativeNetns(netns.chars().take(128).collect()));
+    }
+    let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.clone());
+    Ok(PodSpec {
+        uid: uid(pod),
+        namespace: metadata.namespace.clone().unwrap_or_default(),
+        name: metadata.name.clone().unwrap_or_default(),
+        service_account: account.filter(|name| !name.is_empty()).unwrap_or_else(|| "default".to_owned()),
+        addresses: addresses(pod)?,
+        netns: netns.into(),
+    })
+}
+
+fn addresses(pod: &Pod) -> Result<Vec<IpAddr>, SpecError> {
+    let status = pod.status.as_ref();
+    let many = status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten().map(|ip| ip.ip.as_str());
+    let one = status.and_then(|status| status.pod_ip.as_deref());
+    let mut addresses = Vec::new();
+    for text in one.into_iter().chain(many).filter(|text| !text.is_empty()) {
+        let address = text.parse::<IpAddr>().map_err(|_| SpecError::BadAddress(text.chars().take(64).collect()))?;
+        let address = address.to_canonical();
+        if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
+            return Err(SpecError::UnusableAddress(address));
+        }
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    match addresses.len() {
+        0 => Err(SpecError::NoAddress),
+        1..=MAX_ADDRESSES => Ok(addresses),
+        more => Err(SpecError::TooManyAddresses(more)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use loam_manifest::Object;
+
+    use super::*;
+
+    fn pod(metadata: &str, status: &str) -> Pod {
+        pod_with_spec(metadata, "nodeName: n1, containers: []", status)
+    }
+
+    fn pod_with_spec(metadata: &str, spec: &str, status: &str) -> Pod {
+        let text = format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: web, namespace: shop, {metadata}}}, \
+             spec: {{{spec}}}, status: {{{status}}}}}"
+        );
+        let state = loam_manifest::read([("pod.yaml", text.as_bytes())]);
+        match state.objects.into_iter().next() {
+            Some(Object::Pod(pod)) => *pod,
+            other => panic!("{text}: {other:?} {:?}", state.problems),
+        }
+    }
+
+    const NETNS: &str = "annotations: {loam.dev/netns: /run/netns/web}";
+    const IPS: &str = "podIPs: [{ip: 10.0.0.7}, {ip: 'fd00::7'}]";
+
+    #[test]
+    fn a_pod_of_this_node_in_an_enrolled_namespace_is_ours() {
+        let spec = eligible(&pod(NETNS, IPS), "n1", true).unwrap().unwrap();
+        assert_eq!(&*spec.uid, "shop/web");
+        assert_eq!(spec.service_account, "default");
+        assert_eq!(spec.netns, PathBuf::from("/run/netns/web"));
+        assert_eq!(spec.addresses, ["10.0.0.7", "fd00::7"].map(|ip| ip.parse::<IpAddr>().unwrap()));
+    }
+
+    #[test]
+    fn its_uid_is_kept_where_it_has_one() {
+        let spec = eligible(&pod(&format!("uid: u-1, {NETNS}"), IPS), "n1", true).unwrap().unwrap();
+        assert_eq!(&*spec.uid, "u-1");
+    }
+
+    #[test]
+    fn other_pods_are_not() {
+        assert!(eligible(&pod(NETNS, IPS), "n2", true).is_none());
+        assert!(eligible(&pod(NETNS, IPS), "n1", false).is_none());
+        assert!(eligible(&pod_with_spec(NETNS, "containers: []", IPS), "n1", true).is_none());
+        let host = pod_with_spec(NETNS, "nodeName: n1, hostNetwork: true, containers: []", IPS);
+        assert!(eligible(&host, "n1", true).is_none());
+        for phase in ["Succeeded", "Failed"] {
+            assert!(eligible(&pod(NETNS, &format!("phase: {phase}, {IPS}")), "n1", true).is_none());
+        }
+    }
+
+    #[test]
+    fn a_pod_that_is_being_deleted_stays_ours_until_it_is_gone() {
+        let deleted = pod(&format!("deletionTimestamp: '2025-01-01T00:00:00Z', {NETNS}"), IPS);
+        assert!(eligible(&deleted, "n1", true).is_some());
+    }
+
+    #[test]
+    fn what_a_pod_lacks_is_said() {
+        let many = "podIPs: [{ip: 10.0.0.1}, {ip: 10.0.0.2}, {ip: 10.0.0.3}, {ip: 10.0.0.4}, {ip: 10.0.0.5}]";
+        for (metadata, status, expected) in [
+            ("", IPS, SpecError::NoNetns),
+            ("annotations: {loam.dev/netns: web}", IPS, SpecError::RelativeNetns("web".into())),
+            (NETNS, "", SpecError::NoAddress),
+            (NETNS, "podIPs: [{ip: 10.0.0.300}]", SpecError::BadAddress("10.0.0.300".into())),
+            (NETNS, "podIPs: [{ip: 127.0.0.1}]", SpecError::UnusableAddress("127.0.0.1".parse().unwrap())),
+            (NETNS, many, SpecError::TooManyAddresses(5)),
+        ] {
+            assert_eq!(eligible(&pod(metadata, status), "n1", true), Some(Err(expected)), "{metadata} {status}");
+        }
+    }
+
+    #[test]
+    fn one_address_told_twice_is_one() {
+        let spec = eligible(&pod(NETNS, "podIP: 10.0.0.7, podIPs: [{ip: '::ffff:10.0.0.7'}]"), "n1", true);
+        assert_eq!(spec.unwrap().unwrap().addresses.len(), 1);
+    }
+}

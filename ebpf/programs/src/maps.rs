@@ -1,0 +1,32 @@
+//! The maps. `loam_ebpf_common::layout` says what is in each and why it has its size.
+
+use aya_ebpf::bindings::bpf_sock;
+use aya_ebpf::btf_maps::{Array, HashMap, SkStorage, SockMap};
+use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_release};
+use aya_ebpf::macros::btf_map;
+use loam_ebpf_common::layout::{MAX_LISTENERS, MAX_PODS, Pod, Steered};
+
+#[btf_map]
+pub(crate) static PODS: HashMap<u64, Pod, { MAX_PODS as usize }> = HashMap::new();
+
+#[btf_map]
+pub(crate) static LISTENERS: SockMap<{ MAX_LISTENERS as usize }> = SockMap::new();
+
+#[btf_map]
+pub(crate) static STEERED: Array<Steered, 1> = Array::new();
+
+#[btf_map]
+pub(crate) static EXEMPT: SkStorage<u32> = SkStorage::new();
+
+/// Whether a socket is in this slot of LISTENERS. A closed socket leaves its slot by itself.
+#[inline(always)]
+pub(crate) fn is_listening(slot: u32) -> bool {
+    // SAFETY: the map's key is a u32, and `slot` outlives the call.
+    let socket = unsafe { bpf_map_lookup_elem((&raw const LISTENERS).cast_mut().cast(), (&raw const slot).cast()) };
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: looking up a socket takes a reference, which is given back here, once, after the check for null.
+    unsafe { bpf_sk_release(socket.cast::<bpf_sock>().cast()) };
+    true
+}
