@@ -37,6 +37,7 @@ pub struct Plan {
 /// serves. A tunnel to one workload is no way to another.
 pub fn plan(snapshot: &Snapshot, query: &Query<'_>) -> Result<Plan, Refusal> {
     let Query { local, arrived_at, authority } = query;
+    refuse_foreign(local, *arrived_at)?;
     let plan = match authority {
         Authority::Addr(addr) if addr.ip() != arrived_at.ip() => {
             let detail = format!("{authority} was asked for at {}", arrived_at.ip());
@@ -62,8 +63,19 @@ pub fn plan(snapshot: &Snapshot, query: &Query<'_>) -> Result<Plan, Refusal> {
 
 /// Decides what a connection in the clear leads to: what it dialled.
 pub fn plan_plaintext(snapshot: &Snapshot, local: &Workload, arrived_at: OrigDst) -> Result<Plan, Refusal> {
+    refuse_foreign(local, arrived_at)?;
     let service = service_on(snapshot, local, arrived_at.port());
     refuse_own_ports(Plan { upstream: arrived_at.get(), service })
+}
+
+/// Policies are about the workload's addresses. Whatever else leads here, such as loopback from inside the pod or an
+/// address that the mesh does not know, could come back to us for ever or pass beside a policy.
+fn refuse_foreign(local: &Workload, arrived_at: OrigDst) -> Result<(), Refusal> {
+    if local.owns(arrived_at.ip()) {
+        return Ok(());
+    }
+    let detail = format!("{} is not an address of {}", arrived_at.ip(), local.uid);
+    Err(refuse(Reason::AuthorityMismatch, detail, None))
 }
 
 fn refuse_own_ports(plan: Plan) -> Result<Plan, Refusal> {

@@ -70,3 +70,15 @@ fn plaintext_goes_where_it_was_going_except_to_our_own_listeners() {
         assert_eq!(at(port).unwrap_err().reason, Reason::Loop);
     }
 }
+
+#[test]
+fn what_arrives_at_an_address_that_is_not_the_workloads_is_refused() {
+    check("127.0.0.1", "127.0.0.1:8080", "refused authority_mismatch");
+    check("10.0.0.9", "10.0.0.9:8080", "refused authority_mismatch");
+    let mesh = mesh(SHOP);
+    let local = mesh.workload(&uid("shop/api-1")).unwrap();
+    for (addr, allowed) in [("10.0.0.2:8080", true), ("127.0.0.1:8080", false), ("[fe80::2]:8080", false)] {
+        let planned = plan_plaintext(&mesh, local, OrigDst::new(addr.parse().unwrap()));
+        assert_eq!(planned.is_ok(), allowed, "{addr}: {planned:?}");
+    }
+}
