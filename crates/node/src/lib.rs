@@ -1,1 +1,51 @@
-//! Placeholder.
+//! How the processes of one node talk: the keeper with ztunnels, the agent with the keeper.
+//!
+//! Both speak over `SOCK_SEQPACKET` unix sockets, one protobuf message per packet, with file descriptors beside it.
+//! A connection begins with [`message::Hello`] and [`message::Welcome`]; then each direction has one envelope
+//! ([`message::FromZtunnel`], [`message::ToZtunnel`], [`message::FromAgent`], [`message::ToAgent`]).
+
+pub mod agent;
+pub mod message;
+pub mod socket;
+
+pub use agent::{AgentClient, ClientError};
+pub use message::{Kind, PodInfo, PodRef, VERSION};
+pub use socket::{Listener, Packet, Socket, SocketError};
+
+/// Name of the socket for the agent inside the run directory.
+pub const AGENT_SOCKET: &str = "agent.sock";
+
+/// Name of the socket for ztunnels inside the run directory.
+pub const ZTUNNEL_SOCKET: &str = "ztunnel.sock";
+
+/// Most pods of one node. Kubernetes advises 110 and large nodes run 500; it bounds every list of pods kept or sent.
+pub const MAX_PODS: usize = 1024;
+
+/// The listeners of a pod, in the order in which their descriptors travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ListenerKind {
+    /// Connections that the pod opens.
+    Outbound,
+    /// Plaintext connections to the pod.
+    Inbound,
+    /// HBONE tunnels to the pod.
+    Hbone,
+}
+
+impl ListenerKind {
+    /// Every kind in order.
+    pub const ALL: [Self; 3] = [Self::Outbound, Self::Inbound, Self::Hbone];
+
+    /// The port it is bound to. The redirect chooses listeners by slot; the ports only have to stand in nobody's way,
+    /// except HBONE's, which is the contract with other nodes.
+    pub const fn port(self) -> u16 {
+        match self {
+            Self::Outbound => 15001,
+            Self::Inbound => 15006,
+            Self::Hbone => 15008,
+        }
+    }
+}
+
+/// Most needs that a ztunnel may have open. Each brings at most 253 descriptors, so this bounds what is under way.
+pub const MAX_OPEN_NEEDS: usize = 32;
