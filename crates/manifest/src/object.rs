@@ -1,0 +1,164 @@
+//! The kinds of objects that are read, and the name an object goes by.
+
+use std::fmt;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+/// Every kind this crate gives types to. The order is the one in which a batch lists objects: what others refer to
+/// comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "the names of Kubernetes kinds say it")]
+pub enum Kind {
+    Namespace,
+    Node,
+    ServiceAccount,
+    Service,
+    EndpointSlice,
+    Pod,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Kind; 6] =
+        [Kind::Namespace, Kind::Node, Kind::ServiceAccount, Kind::Service, Kind::EndpointSlice, Kind::Pod];
+
+    /// The kind as manifests write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Namespace => "Namespace",
+            Kind::Node => "Node",
+            Kind::ServiceAccount => "ServiceAccount",
+            Kind::Service => "Service",
+            Kind::EndpointSlice => "EndpointSlice",
+            Kind::Pod => "Pod",
+        }
+    }
+
+    /// The `apiVersion` in which it is read.
+    pub fn api_version(self) -> &'static str {
+        match self {
+            Kind::Namespace | Kind::Node | Kind::ServiceAccount | Kind::Service | Kind::Pod => "v1",
+            Kind::EndpointSlice => "discovery.k8s.io/v1",
+        }
+    }
+
+    /// Whether its objects live in a namespace.
+    pub fn namespaced(self) -> bool {
+        match self {
+            Kind::Namespace | Kind::Node => false,
+            Kind::ServiceAccount | Kind::Service | Kind::EndpointSlice | Kind::Pod => true,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What names an object: unique among all files.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its namespace; empty for a kind that has none.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.namespace {
+            "" => write!(f, "{} {}", self.kind, self.name),
+            namespace => write!(f, "{} {namespace}/{}", self.kind, self.name),
+        }
+    }
+}
+
+/// One object of a manifest. Its metadata always has a valid name and, where the kind has one, a namespace.
+#[derive(Debug, Clone, PartialEq)]
+#[expect(missing_docs, reason = "the names of Kubernetes kinds say it")]
+pub enum Object {
+    Namespace(Box<Namespace>),
+    Node(Box<Node>),
+    ServiceAccount(Box<ServiceAccount>),
+    Service(Box<Service>),
+    EndpointSlice(Box<EndpointSlice>),
+    Pod(Box<Pod>),
+}
+
+impl Object {
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Object::Namespace(_) => Kind::Namespace,
+            Object::Node(_) => Kind::Node,
+            Object::ServiceAccount(_) => Kind::ServiceAccount,
+            Object::Service(_) => Kind::Service,
+            Object::EndpointSlice(_) => Kind::EndpointSlice,
+            Object::Pod(_) => Kind::Pod,
+        }
+    }
+
+    /// Its metadata.
+    pub fn metadata(&self) -> &ObjectMeta {
+        match self {
+            Object::Namespace(o) => &o.metadata,
+            Object::Node(o) => &o.metadata,
+            Object::ServiceAccount(o) => &o.metadata,
+            Object::Service(o) => &o.metadata,
+            Object::EndpointSlice(o) => &o.metadata,
+            Object::Pod(o) => &o.metadata,
+        }
+    }
+
+    /// The name it goes by.
+    pub fn key(&self) -> Key {
+        let metadata = self.metadata();
+        let part = |text: &Option<String>| text.as_deref().unwrap_or_default().into();
+        Key { kind: self.kind(), namespace: part(&metadata.namespace), name: part(&metadata.name) }
+    }
+
+    /// Writes the name it was identified by into its metadata: a manifest may leave the namespace out.
+    pub(crate) fn complete(&mut self, key: &Key) {
+        let metadata = match self {
+            Object::Namespace(o) => &mut o.metadata,
+            Object::Node(o) => &mut o.metadata,
+            Object::ServiceAccount(o) => &mut o.metadata,
+            Object::Service(o) => &mut o.metadata,
+            Object::EndpointSlice(o) => &mut o.metadata,
+            Object::Pod(o) => &mut o.metadata,
+        };
+        metadata.namespace = key.kind.namespaced().then(|| key.namespace.to_string());
+    }
+}
+
+/// Where an object without a namespace goes, as with `kubectl apply`.
+pub const DEFAULT_NAMESPACE: &str = "default";
+
+/// Longest name of an object (RFC 1123 as Kubernetes applies it).
+const MAX_NAME_BYTES: usize = 253;
+
+/// Checks a name as an API server would, so that nothing behind this door meets a slash or a line break in one.
+pub(crate) fn check_name(what: &str, name: &str) -> Result<(), String> {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.');
+    let outer = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let bytes = name.as_bytes();
+    let why = if bytes.is_empty() {
+        "is empty"
+    } else if bytes.len() > MAX_NAME_BYTES {
+        "is longer than 253 bytes"
+    } else if !bytes.iter().copied().all(inner) {
+        "has a character other than a-z, 0-9, '-' and '.'"
+    } else if !outer(bytes.first()) || !outer(bytes.last()) {
+        "does not begin and end with a letter or digit"
+    } else {
+        return Ok(());
+    };
+    Err(format!("{what} {:?} {why}", name.chars().take(64).collect::<String>()))
+}

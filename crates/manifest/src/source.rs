@@ -1,0 +1,36 @@
+//! Where manifests come from, as written on a command line.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// A source of Kubernetes objects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// `dir:PATH`: a directory of manifests.
+    Dir(PathBuf),
+}
+
+/// A source that is not written as one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a source: write dir:PATH for a directory of manifests")]
+pub struct SourceError(String);
+
+impl FromStr for Source {
+    type Err = SourceError;
+
+    fn from_str(s: &str) -> Result<Self, SourceError> {
+        match s.split_once(':') {
+            Some(("dir", path)) if !path.is_empty() => Ok(Self::Dir(path.into())),
+            _ => Err(SourceError(s.chars().take(256).collect())),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Dir(path) => write!(f, "dir:{}", path.display()),
+        }
+    }
+}
