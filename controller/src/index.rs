@@ -1,0 +1,378 @@
+//! Everything the controller knows, indexed so that one change touches only what depends on it.
+//!
+//! Pure: objects are applied and deleted, [`Index::compile`] answers what became different. One task owns it.
+
+mod claims;
+mod compile;
+mod residents;
+mod selectors;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use loam_core::ids::TrustDomain;
+use loam_core::workload::Locality;
+use loam_manifest::{Change, Key, Kind, Object};
+
+pub use compile::{Compiled, Resource};
+pub use residents::Residents;
+
+use crate::resource::place::{self, Namespace};
+use crate::resource::pod::{self, Pod};
+use crate::resource::service::{self, Service};
+use crate::resource::slice::{self, Endpoint, Slice};
+use crate::resource::{Flaw, Name};
+use claims::Claims;
+use selectors::Selectors;
+
+/// What all resources of this controller have in common.
+#[derive(Debug, Clone)]
+pub struct Mesh {
+    /// Name of the cluster.
+    pub cluster: Arc<str>,
+    /// Domain below which services have their names.
+    pub cluster_domain: Arc<str>,
+    /// Domain of all identities.
+    pub trust_domain: TrustDomain,
+    /// Network of all addresses.
+    pub network: Arc<str>,
+}
+
+/// A part of an object that is not in force.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Problem {
+    /// The object.
+    pub object: Key,
+    /// What is wrong and what was done about it.
+    pub message: String,
+}
+
+/// The objects, and who depends on whom.
+#[derive(Debug)]
+pub struct Index {
+    mesh: Mesh,
+    pods: HashMap<Name, Pod>,
+    services: HashMap<Name, Service>,
+    slices: HashMap<Name, Slice>,
+    namespaces: HashMap<Arc<str>, Namespace>,
+    nodes: HashMap<Arc<str>, Arc<Locality>>,
+    pods_in: Groups<Arc<str>>,
+    pods_on: Groups<Arc<str>>,
+    services_in: Groups<Arc<str>>,
+    slices_of_service: Groups<Name>,
+    slices_of_pod: Groups<Name>,
+    slices_of_ip: Groups<IpAddr>,
+    selectors: Selectors,
+    pod_addresses: Claims,
+    service_addresses: Claims,
+    /// Addresses for which each slice has workloads of its own.
+    slice_workloads: HashMap<Name, BTreeSet<IpAddr>>,
+    residents: Arc<Residents>,
+    flaws: BTreeMap<Key, Vec<Flaw>>,
+    dirty: Dirty,
+}
+
+/// Members of groups: all pods of each node, say.
+#[derive(Debug)]
+struct Groups<K>(HashMap<K, BTreeSet<Name>>);
+
+/// What has to be compiled again.
+#[derive(Debug, Default)]
+struct Dirty {
+    pods: BTreeSet<Name>,
+    services: BTreeSet<Name>,
+    slices: BTreeSet<Name>,
+}
+
+impl Index {
+    /// An empty index.
+    pub fn new(mesh: Mesh) -> Self {
+        let residents = Arc::new(Residents::new(mesh.trust_domain.clone()));
+        Self {
+            mesh,
+            pods: HashMap::new(),
+            services: HashMap::new(),
+            slices: HashMap::new(),
+            namespaces: HashMap::new(),
+            nodes: HashMap::new(),
+            pods_in: Groups::default(),
+            pods_on: Groups::default(),
+            services_in: Groups::default(),
+            slices_of_service: Groups::default(),
+            slices_of_pod: Groups::default(),
+            slices_of_ip: Groups::default(),
+            selectors: Selectors::default(),
+            pod_addresses: Claims::default(),
+            service_addresses: Claims::default(),
+            slice_workloads: HashMap::new(),
+            residents,
+            flaws: BTreeMap::new(),
+            dirty: Dirty::default(),
+        }
+    }
+
+    /// Who runs where, as of the last [`Index::compile`].
+    pub fn residents(&self) -> Arc<Residents> {
+        Arc::clone(&self.residents)
+    }
+
+    /// How many pods, services and slices it holds.
+    pub fn counts(&self) -> [usize; 3] {
+        [self.pods.len(), self.services.len(), self.slices.len()]
+    }
+
+    /// Takes in one change.
+    pub fn change(&mut self, change: Change) {
+        match change {
+            Change::Applied(object) => self.apply(object),
+            Change::Deleted(key) => self.delete(&key),
+        }
+    }
+
+    /// Takes in an object that is there or is different.
+    pub fn apply(&mut self, object: Object) {
+        let key = object.key();
+        let mut flaws = Vec::new();
+        let name = || Name { namespace: Arc::clone(&key.namespace), name: Arc::clone(&key.name) };
+        match object {
+            Object::Pod(object) => {
+                let pod = pod::read(*object, &mut flaws);
+                self.set_pod(&name(), Some(pod));
+            }
+            Object::Service(object) => {
+                let service = service::read(*object, &mut flaws);
+                let service = match self.service_key(&name()) {
+                    Ok(_) => service,
+                    Err(error) => {
+                        flaws.push(format!("the service is left out: {error}"));
+                        None
+                    }
+                };
+                self.set_service(&name(), service);
+            }
+            Object::EndpointSlice(object) => {
+                let slice = slice::read(*object, &mut flaws);
+                self.set_slice(&name(), slice);
+            }
+            Object::Namespace(object) => {
+                let namespace = place::namespace(&object, &mut flaws);
+                self.set_namespace(&key.name, Some(namespace));
+            }
+            Object::Node(object) => {
+                let locality = place::locality(&object, &mut flaws);
+                self.set_node(&key.name, Some(locality));
+            }
+            // A pod names its account, and nothing more is to be known of it.
+            Object::ServiceAccount(_) => {}
+        }
+        if flaws.is_empty() {
+            self.flaws.remove(&key);
+        } else {
+            self.flaws.insert(key, flaws);
+        }
+    }
+
+    /// Forgets an object.
+    pub fn delete(&mut self, key: &Key) {
+        let name = Name { namespace: Arc::clone(&key.namespace), name: Arc::clone(&key.name) };
+        self.flaws.remove(key);
+        match key.kind {
+            Kind::Pod => self.set_pod(&name, None),
+            Kind::Service => self.set_service(&name, None),
+            Kind::EndpointSlice => self.set_slice(&name, None),
+            Kind::Namespace => self.set_namespace(&key.name, None),
+            Kind::Node => self.set_node(&key.name, None),
+            Kind::ServiceAccount => {}
+        }
+    }
+
+    /// All that is not in force, in the order of the objects.
+    pub fn problems(&self) -> Vec<Problem> {
+        let flaws = self.flaws.iter().flat_map(|(object, flaws)| {
+            flaws.iter().map(|message| Problem { object: object.clone(), message: message.clone() })
+        });
+        let refused = |kind: Kind, what: &'static str, claims: &Claims| -> Vec<Problem> {
+            let problem = |(ip, name, owner): (IpAddr, &Name, &Name)| Problem {
+                object: Key { kind, namespace: Arc::clone(&name.namespace), name: Arc::clone(&name.name) },
+                message: format!("address {ip} is left out: it belongs to {what} {owner}"),
+            };
+            claims.refused().map(problem).collect()
+        };
+        let mut problems: Vec<_> = flaws
+            .chain(refused(Kind::Pod, "pod", &self.pod_addresses))
+            .chain(refused(Kind::Service, "service", &self.service_addresses))
+            .collect();
+        problems.sort();
+        problems
+    }
+
+    fn set_pod(&mut self, name: &Name, pod: Option<Pod>) {
+        if self.pods.get(name) == pod.as_ref() {
+            return;
+        }
+        self.dirty.pods.insert(name.clone());
+        let old = self.pods.remove(name);
+        if old.as_ref().map(claims) != pod.as_ref().map(claims) {
+            for ip in old.as_ref().map(claimed).into_iter().flatten() {
+                let others = self.pod_addresses.remove(ip, name);
+                self.address_moved(ip, others);
+            }
+            for (pod, ip) in pod.iter().flat_map(|pod| claimed(pod).map(move |ip| (pod, ip))) {
+                let others = self.pod_addresses.add(ip, name, pod.deleting);
+                self.address_moved(ip, others);
+            }
+        }
+        match &old {
+            Some(old) => self.pods_on.remove(&old.node, name),
+            None => self.pods_in.add(&name.namespace, name),
+        }
+        match pod {
+            Some(pod) => {
+                self.pods_on.add(&pod.node, name);
+                self.pods.insert(name.clone(), pod);
+            }
+            None => self.pods_in.remove(&name.namespace, name),
+        }
+    }
+
+    /// Pods that claim an address, and slices that know somebody only by it, depend on who has it.
+    fn address_moved(&mut self, ip: IpAddr, claimants: Vec<Name>) {
+        self.dirty.pods.extend(claimants);
+        self.dirty.slices.extend(self.slices_of_ip.of(&ip).cloned());
+    }
+
+    fn set_service(&mut self, name: &Name, service: Option<Service>) {
+        let old = self.services.remove(name);
+        if old == service {
+            self.services.extend(service.map(|s| (name.clone(), s)));
+            return;
+        }
+        self.dirty.services.insert(name.clone());
+        if old.as_ref().map(|s| &s.membership) != service.as_ref().map(|s| &s.membership) {
+            for membership in [&old, &service].into_iter().flatten().map(|s| &s.membership) {
+                let pods = self.pods_in.of(&name.namespace);
+                let selected =
+                    pods.filter(|p| self.pods.get(*p).is_some_and(|p| membership.selector.select(&p.labels)));
+                self.dirty.pods.extend(selected.cloned());
+            }
+            let slices: Vec<Name> = self.slices_of_service.of(name).cloned().collect();
+            slices.iter().for_each(|slice| self.slice_touched(slice));
+        }
+        if let Some(old) = old {
+            self.services_in.remove(&name.namespace, name);
+            self.selectors.remove(name, &old.membership.selector);
+            for ip in old.addresses {
+                self.dirty.services.extend(self.service_addresses.remove(ip, name));
+            }
+        }
+        let Some(service) = service else { return };
+        self.services_in.add(&name.namespace, name);
+        self.selectors.add(name, &service.membership.selector);
+        for ip in &service.addresses {
+            self.dirty.services.extend(self.service_addresses.add(*ip, name, false));
+        }
+        self.services.insert(name.clone(), service);
+    }
+
+    fn set_slice(&mut self, name: &Name, slice: Option<Slice>) {
+        if self.slices.get(name) == slice.as_ref() {
+            return;
+        }
+        self.slice_touched(name);
+        if let Some(old) = self.slices.remove(name) {
+            self.slices_of_service.remove(&old.service, name);
+            for endpoint in &old.endpoints {
+                match endpoint {
+                    Endpoint::Pod(pod) => self.slices_of_pod.remove(pod, name),
+                    Endpoint::Address { ip, .. } => self.slices_of_ip.remove(ip, name),
+                }
+            }
+        }
+        let Some(slice) = slice else { return };
+        self.slices_of_service.add(&slice.service, name);
+        for endpoint in &slice.endpoints {
+            match endpoint {
+                Endpoint::Pod(pod) => self.slices_of_pod.add(pod, name),
+                Endpoint::Address { ip, .. } => self.slices_of_ip.add(ip, name),
+            }
+        }
+        self.slices.insert(name.clone(), slice);
+        self.slice_touched(name);
+    }
+
+    /// A slice and the pods that it makes endpoints depend on what it says.
+    fn slice_touched(&mut self, name: &Name) {
+        self.dirty.slices.insert(name.clone());
+        let Some(slice) = self.slices.get(name) else { return };
+        for endpoint in &slice.endpoints {
+            let pod = match endpoint {
+                Endpoint::Pod(pod) => Some(pod),
+                Endpoint::Address { ip, .. } => self.pod_addresses.owner(*ip),
+            };
+            self.dirty.pods.extend(pod.cloned());
+        }
+    }
+
+    fn set_namespace(&mut self, name: &Arc<str>, namespace: Option<Namespace>) {
+        let old = self.namespaces.remove(name).unwrap_or_default();
+        let new = namespace.unwrap_or_default();
+        if old.in_mesh != new.in_mesh {
+            self.dirty.pods.extend(self.pods_in.of(name).cloned());
+        }
+        if old.distribution != new.distribution {
+            self.dirty.services.extend(self.services_in.of(name).cloned());
+        }
+        self.namespaces.extend(namespace.map(|n| (Arc::clone(name), n)));
+    }
+
+    fn set_node(&mut self, name: &Arc<str>, locality: Option<Locality>) {
+        let old = self.nodes.remove(name).unwrap_or_default();
+        let new = Arc::new(locality.unwrap_or_default());
+        if old != new {
+            self.dirty.pods.extend(self.pods_on.of(name).cloned());
+        }
+        if *new != Locality::default() {
+            self.nodes.insert(Arc::clone(name), new);
+        }
+    }
+}
+
+/// What a pod's standing among those who claim its addresses depends on.
+fn claims(pod: &Pod) -> (bool, Vec<IpAddr>) {
+    (pod.deleting, claimed(pod).collect())
+}
+
+/// The addresses that are a pod's own.
+fn claimed(pod: &Pod) -> impl Iterator<Item = IpAddr> {
+    let own = !pod.host_network && !pod.ended;
+    pod.addresses.clone().into_iter().filter(move |_| own)
+}
+
+impl<K> Default for Groups<K> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<K: Hash + Eq + Clone> Groups<K> {
+    fn add(&mut self, group: &K, member: &Name) {
+        self.0.entry(group.clone()).or_default().insert(member.clone());
+    }
+
+    fn remove(&mut self, group: &K, member: &Name) {
+        if let Some(members) = self.0.get_mut(group) {
+            members.remove(member);
+            if members.is_empty() {
+                self.0.remove(group);
+            }
+        }
+    }
+
+    fn of(&self, group: &K) -> impl Iterator<Item = &Name> {
+        self.0.get(group).into_iter().flatten()
+    }
+}

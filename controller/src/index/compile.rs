@@ -1,0 +1,228 @@
+//! From the index to resources: what each proxy may know, which is the whole mesh.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use loam_core::ids::{Hostname, Identity, NameError, ServiceKey, WorkloadUid};
+use loam_core::service::{Port, Service, ServiceAddr};
+use loam_core::workload::{Health, Locality, NetworkMode, ServicePorts, TunnelProtocol, Workload};
+
+use super::{Index, claimed};
+use crate::resource::Name;
+use crate::resource::pod::Pod;
+use crate::resource::service::{self, Target};
+use crate::resource::slice::{Endpoint, Slice};
+
+/// What became different.
+#[derive(Debug, Default)]
+pub struct Compiled {
+    /// Resources by name; `None` is one that is gone, if it ever was there.
+    pub changes: Vec<(Arc<str>, Option<Resource>)>,
+}
+
+/// One resource.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Resource {
+    /// A workload, by its uid.
+    Workload(Workload),
+    /// A service, by its key.
+    Service(Service),
+}
+
+impl Index {
+    /// Compiles what depends on the changes since the last time, and nothing else.
+    pub fn compile(&mut self) -> Compiled {
+        let dirty = std::mem::take(&mut self.dirty);
+        let mut changes = Vec::new();
+        // Services first: who hears of an endpoint wants to know what it is one of.
+        for name in &dirty.services {
+            let Ok(key) = self.service_key(name) else { continue };
+            let service = self.services.get(name).map(|s| Resource::Service(self.service(name, &key, s)));
+            changes.push((key.to_string().into(), service));
+        }
+        for name in &dirty.slices {
+            self.slice_workloads(name, &mut changes);
+        }
+        for name in &dirty.pods {
+            let uid = WorkloadUid::of_pod(&self.mesh.cluster, &name.namespace, &name.name);
+            let pod = self.pods.get(name);
+            // A pod may have its certificate before the world knows where it is.
+            let resident = pod.filter(|pod| !pod.ended && self.in_mesh(name, pod));
+            self.residents.set(name, resident.map(|pod| (&pod.node, &pod.service_account)));
+            let workload = pod.and_then(|pod| self.pod_workload(name, pod, uid.clone()));
+            changes.push((Arc::clone(uid.as_shared()), workload.map(Resource::Workload)));
+        }
+        Compiled { changes }
+    }
+
+    fn in_mesh(&self, name: &Name, pod: &Pod) -> bool {
+        pod.in_mesh(self.namespaces.get(&name.namespace).is_some_and(|n| n.in_mesh))
+    }
+
+    pub(super) fn service_key(&self, name: &Name) -> Result<ServiceKey, NameError> {
+        let hostname = format!("{}.{}.svc.{}", name.name, name.namespace, self.mesh.cluster_domain);
+        ServiceKey::shared(Arc::clone(&name.namespace), Hostname::try_from(Arc::<str>::from(hostname))?)
+    }
+
+    fn service(&self, name: &Name, key: &ServiceKey, record: &service::Service) -> Service {
+        let own = record.addresses.iter().filter(|ip| self.service_addresses.owner(**ip) == Some(name));
+        let addr = |ip: &IpAddr| ServiceAddr { network: Arc::clone(&self.mesh.network), range: IpNet::from(*ip) };
+        let port = |port: &service::Port| Port {
+            service_port: port.number,
+            target_port: match &port.target {
+                Target::Number(number) => *number,
+                Target::Name(_) => 0,
+            },
+            app_protocol: port.protocol,
+        };
+        let of_namespace = self.namespaces.get(&name.namespace).and_then(|n| n.distribution);
+        Service {
+            addresses: own.map(addr).collect(),
+            ports: record.membership.ports.iter().map(port).collect(),
+            balancing: record.balancing(of_namespace),
+            ip_families: record.ip_families,
+            canonical: true,
+            ..Service::new(key.clone(), Arc::clone(&name.name))
+        }
+    }
+
+    /// `None` for a pod that is nobody: it has ended, has no address yet, or a name that no identity can have.
+    fn pod_workload(&self, name: &Name, pod: &Pod, uid: WorkloadUid) -> Option<Workload> {
+        if pod.ended || pod.addresses.is_empty() {
+            return None;
+        }
+        let account = Arc::clone(&pod.service_account);
+        let identity = Identity::shared(self.mesh.trust_domain.clone(), Arc::clone(&name.namespace), account).ok()?;
+        let own = |ip: &IpAddr| pod.host_network || self.pod_addresses.owner(*ip) == Some(name);
+        Some(Workload {
+            addresses: pod.addresses.iter().copied().filter(own).collect(),
+            network: Arc::clone(&self.mesh.network),
+            protocol: if self.in_mesh(name, pod) { TunnelProtocol::Hbone } else { TunnelProtocol::None },
+            network_mode: if pod.host_network { NetworkMode::HostNetwork } else { NetworkMode::Standard },
+            node: Arc::clone(&pod.node),
+            canonical_name: Arc::clone(&pod.canonical_name),
+            canonical_revision: Arc::clone(&pod.canonical_revision),
+            kind: pod.kind,
+            owner: Arc::clone(&pod.owner),
+            cluster: Arc::clone(&self.mesh.cluster),
+            locality: self.nodes.get(&pod.node).cloned().unwrap_or_default(),
+            health: pod.health,
+            services: self.services_of(name, pod),
+            ..Workload::new(uid, Arc::clone(&name.name), identity)
+        })
+    }
+
+    /// The services that a pod serves, by selector and by slice, and where it serves their ports.
+    fn services_of(&self, name: &Name, pod: &Pod) -> Arc<[ServicePorts]> {
+        let mut served = Vec::new();
+        for service in self.selectors.candidates(&name.namespace, &pod.labels) {
+            let Some(record) = self.services.get(service).filter(|s| s.membership.selector.select(&pod.labels)) else {
+                continue;
+            };
+            let Ok(key) = self.service_key(service) else { continue };
+            let ports = record.membership.ports.iter().filter_map(|port| {
+                let target = match &port.target {
+                    Target::Number(number) => Some(*number),
+                    Target::Name(name) => pod.port(name),
+                };
+                served_at(port, target)
+            });
+            served.push(ServicePorts { service: key, ports: ports.collect() });
+        }
+        let by_ip = claimed(pod).filter(|ip| self.pod_addresses.owner(*ip) == Some(name));
+        let by_ip = by_ip.flat_map(|ip| self.slices_of_ip.of(&ip).collect::<Vec<_>>());
+        let slices: BTreeSet<&Name> = self.slices_of_pod.of(name).chain(by_ip).collect();
+        for slice in slices.into_iter().filter_map(|slice| self.slices.get(slice)) {
+            let Some((key, ports)) = self.slice_ports(slice) else { continue };
+            match served.iter_mut().find(|s| s.service == key) {
+                // One slice for each address family says the same; several may each have some of the ports.
+                Some(known) => {
+                    let more = ports.iter().filter(|p| known.ports.iter().all(|k| k.service_port != p.service_port));
+                    let all: Vec<Port> = known.ports.iter().chain(more).copied().collect();
+                    known.ports = all.into();
+                }
+                None => served.push(ServicePorts { service: key, ports }),
+            }
+        }
+        served.sort_by(|a, b| a.service.cmp(&b.service));
+        served.into()
+    }
+
+    /// The service whose endpoints a slice tells, and where they serve its ports. A service with a selector has its
+    /// endpoints from there: slices of it only repeat them.
+    fn slice_ports(&self, slice: &Slice) -> Option<(ServiceKey, Arc<[Port]>)> {
+        let record = self.services.get(&slice.service).filter(|s| s.membership.selector.is_empty())?;
+        let key = self.service_key(&slice.service).ok()?;
+        let ports = record.membership.ports.iter().filter_map(|port| {
+            let target = match &port.target {
+                Target::Number(number) => Some(*number),
+                Target::Name(_) => None,
+            };
+            served_at(port, slice.port(&port.name, target))
+        });
+        Some((key, ports.collect()))
+    }
+
+    /// Workloads for those whom a slice knows only by address. An address that is a pod's means that pod: it is
+    /// reached as such, and never in the clear because somebody wrote down its address.
+    fn slice_workloads(&mut self, name: &Name, changes: &mut Vec<(Arc<str>, Option<Resource>)>) {
+        let mut gone = self.slice_workloads.remove(name).unwrap_or_default();
+        let mut there = BTreeSet::new();
+        if let Some(slice) = self.slices.get(name)
+            && let Some((key, ports)) = self.slice_ports(slice)
+        {
+            let services: Arc<[ServicePorts]> = [ServicePorts { service: key, ports }].into();
+            for endpoint in &slice.endpoints {
+                let Endpoint::Address { ip, health, node, zone } = endpoint else { continue };
+                if self.pod_addresses.owner(*ip).is_some() || !there.insert(*ip) {
+                    continue;
+                }
+                gone.remove(ip);
+                let Some(mut workload) = self.address_workload(name, slice, *ip) else { continue };
+                workload.node = Arc::clone(node);
+                workload.health = *health;
+                workload.services = Arc::clone(&services);
+                if !zone.is_empty() {
+                    workload.locality = Arc::new(Locality { zone: Arc::clone(zone), ..Locality::default() });
+                }
+                changes.push((Arc::clone(workload.uid.as_shared()), Some(Resource::Workload(workload))));
+            }
+        }
+        for ip in gone {
+            if let Ok(uid) = self.address_uid(name, ip) {
+                changes.push((Arc::clone(uid.as_shared()), None));
+            }
+        }
+        if !there.is_empty() {
+            self.slice_workloads.insert(name.clone(), there);
+        }
+    }
+
+    fn address_uid(&self, slice: &Name, ip: IpAddr) -> Result<WorkloadUid, NameError> {
+        format!("{}/discovery.k8s.io/EndpointSlice/{slice}/{ip}", self.mesh.cluster).parse()
+    }
+
+    fn address_workload(&self, name: &Name, slice: &Slice, ip: IpAddr) -> Option<Workload> {
+        let uid = self.address_uid(name, ip).ok()?;
+        // Nobody vouches for it: the account is a name on the wire that no certificate will ever carry.
+        let identity = Identity::new(self.mesh.trust_domain.clone(), &name.namespace, "default").ok()?;
+        let owner = Arc::clone(&slice.service.name);
+        Some(Workload {
+            addresses: vec![ip],
+            network: Arc::clone(&self.mesh.network),
+            network_mode: NetworkMode::HostNetwork,
+            cluster: Arc::clone(&self.mesh.cluster),
+            canonical_name: Arc::clone(&owner),
+            canonical_revision: "latest".into(),
+            owner,
+            health: Health::Healthy,
+            ..Workload::new(uid, Arc::clone(&name.name), identity)
+        })
+    }
+}
+
+fn served_at(port: &service::Port, target: Option<u16>) -> Option<Port> {
+    target.map(|target_port| Port { service_port: port.number, target_port, app_protocol: port.protocol })
+}

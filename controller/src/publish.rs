@@ -1,0 +1,44 @@
+//! From compiled resources to the stores that proxies are served from.
+
+use std::sync::Arc;
+
+use loam_api::convert::Decoder;
+use loam_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, encode};
+use loam_core::snapshot::Snapshot;
+use loam_xds::store::Store;
+
+use crate::index::{Compiled, Resource};
+
+/// What proxies may know: one store per type of resource.
+#[derive(Debug, Clone, Default)]
+pub struct Published {
+    /// Workloads and services.
+    pub addresses: Arc<Store>,
+    /// Policies. A directory of manifests has none; clients still wait for the first answer about them.
+    pub authorizations: Arc<Store>,
+}
+
+impl Published {
+    /// The stores by type.
+    pub fn stores(&self) -> [(&'static str, Arc<Store>); 2] {
+        [(ADDRESS_TYPE, Arc::clone(&self.addresses)), (AUTHORIZATION_TYPE, Arc::clone(&self.authorizations))]
+    }
+
+    /// Puts compiled resources in force. Returns how many really are different.
+    pub fn publish(&self, compiled: Compiled) -> usize {
+        let body = |resource: Resource| match resource {
+            Resource::Workload(workload) => encode::workload(&workload).1,
+            Resource::Service(service) => encode::service(&service).1,
+        };
+        self.addresses.apply(compiled.changes.into_iter().map(|(name, resource)| (name, resource.map(body))))
+    }
+
+    /// The mesh as a proxy sees it.
+    pub fn snapshot(&self) -> Snapshot {
+        let mut decoder = Decoder::default();
+        let all = self.addresses.since(0, usize::MAX).unwrap_or_default().resources;
+        // What does not decode here is refused by every proxy, with a nack that is logged.
+        let decoded = all.iter().filter_map(|r| decoder.decode(ADDRESS_TYPE, &r.name, &r.body).ok());
+        Snapshot::default().apply(decoded.collect())
+    }
+}

@@ -1,0 +1,52 @@
+//! Objects of Kubernetes, reduced to what decides about resources. Whatever a manifest may get wrong is found here:
+//! behind this door names, addresses and ports are valid.
+
+pub mod name;
+pub mod place;
+pub mod pod;
+pub mod service;
+pub mod slice;
+
+use std::net::IpAddr;
+
+pub use name::{Labels, Name};
+
+/// A part of an object that is left out, and why.
+pub type Flaw = String;
+
+/// An address that packets can be sent to. Mapped IPv4 addresses become IPv4.
+fn usable_ip(text: &str) -> Result<IpAddr, Flaw> {
+    let quoted: String = text.chars().take(64).collect();
+    let ip = text.parse::<IpAddr>().map_err(|_| format!("{quoted:?} is not an IP address"))?.to_canonical();
+    let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
+    if ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() || broadcast {
+        return Err(format!("{ip} cannot be the address of a pod or service"));
+    }
+    Ok(ip)
+}
+
+/// A port that can be dialled.
+fn usable_port(what: &str, number: i32) -> Result<u16, Flaw> {
+    match u16::try_from(number) {
+        Ok(port) if port > 0 => Ok(port),
+        Ok(_) | Err(_) => Err(format!("{what} {number} is not between 1 and 65535")),
+    }
+}
+
+/// Longest text that is passed on: what Kubernetes allows in names.
+const MAX_TEXT_BYTES: usize = 253;
+
+/// Text that proxies may be told. What an API server would not have let in is told here, and becomes nothing.
+fn usable_text<'a>(what: &str, text: &'a str, flaws: &mut Vec<Flaw>) -> &'a str {
+    if text.len() <= MAX_TEXT_BYTES && !text.chars().any(char::is_control) {
+        return text;
+    }
+    let quoted: String = text.chars().take(64).collect();
+    flaws.push(format!("{what} {quoted:?} is ignored: it is longer than {MAX_TEXT_BYTES} bytes or not plain text"));
+    ""
+}
+
+/// Kubernetes means TCP when it names no protocol; nothing else is carried.
+fn is_tcp(protocol: Option<&str>) -> bool {
+    protocol.is_none_or(|p| p.is_empty() || p == "TCP")
+}

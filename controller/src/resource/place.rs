@@ -1,0 +1,40 @@
+//! What a pod inherits from where it is: its namespace and its node.
+
+use k8s_openapi::api::core::v1::{Namespace as K8sNamespace, Node};
+use loam_core::workload::Locality;
+use loam_manifest::enrol;
+
+use super::service::TRAFFIC_DISTRIBUTION;
+use super::service::{Distribution, distribution};
+use super::{Flaw, usable_text};
+
+/// What a namespace says about all that is in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Namespace {
+    /// Whether its pods belong to the mesh unless they say otherwise.
+    pub in_mesh: bool,
+    /// Where its services send traffic first unless they say otherwise.
+    pub distribution: Option<Distribution>,
+}
+
+/// Reads a namespace.
+pub fn namespace(object: &K8sNamespace, flaws: &mut Vec<Flaw>) -> Namespace {
+    let annotation = object.metadata.annotations.as_ref().and_then(|a| a.get(TRAFFIC_DISTRIBUTION));
+    Namespace {
+        in_mesh: enrol::namespace_in(object),
+        distribution: annotation.and_then(|text| distribution(text, flaws)),
+    }
+}
+
+/// Where a node stands.
+pub fn locality(node: &Node, flaws: &mut Vec<Flaw>) -> Locality {
+    let mut label = |key: &str| {
+        let value = node.metadata.labels.as_ref().and_then(|l| l.get(key));
+        usable_text(key, value.map_or("", String::as_str), flaws).into()
+    };
+    Locality {
+        region: label("topology.kubernetes.io/region"),
+        zone: label("topology.kubernetes.io/zone"),
+        subzone: label("topology.istio.io/subzone"),
+    }
+}
