@@ -1,1 +1,18 @@
-fn main() {}
+//! The L4 proxy of a node.
+
+use clap::Parser;
+use loam_ztunnel::config::{Config, Flags};
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> std::process::ExitCode {
+    let config = match Config::try_from(Flags::parse()) {
+        Ok(config) => config,
+        Err(mistakes) => return loam_rt::exit::usage("loam-ztunnel", mistakes),
+    };
+    match loam_ztunnel::app::run(config) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => loam_rt::exit::failure("loam-ztunnel", &error),
+    }
+}

@@ -1,0 +1,292 @@
+//! One enrolled pod as this process serves it: its listeners, its workload and certificate, its connections.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use loam_core::ids::Identity;
+use loam_core::reason::Reason;
+use loam_core::snapshot::Snapshot;
+use loam_core::workload::{TunnelProtocol, Workload};
+use loam_hbone::Pool;
+use loam_node::ListenerKind;
+use loam_rt::drain::{self, Drain, Trigger};
+use loam_tls::store::Store;
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::accept::accept;
+use crate::access_log::AccessLog;
+use crate::config::{Config, LOCAL_WORKLOAD_TIMEOUT, MAX_CONNECTIONS_PER_POD};
+use crate::deliver::Deliveries;
+use crate::mesh::Mesh;
+use crate::pods::Pod;
+use crate::reach::Reached;
+use crate::{inbound, outbound};
+
+/// How long a pod may be unknown to the mesh configuration before the agent is told that this is what it waits for.
+const UNKNOWN_AFTER: Duration = Duration::from_secs(4);
+
+/// Between two attempts to get the first certificate of a pod.
+const CERTIFICATE_PAUSE: Duration = Duration::from_millis(500);
+
+/// What all pods share.
+pub struct Proxy {
+    /// Settings.
+    pub config: Config,
+    /// The mesh.
+    pub mesh: Arc<Mesh>,
+    /// Certificates.
+    pub identities: Store,
+    /// Tunnels to other pods.
+    pub tunnels: Pool,
+    /// The log of connections.
+    pub log: AccessLog,
+    /// Peers that answered before.
+    pub reached: Arc<Reached>,
+}
+
+/// An enrolled pod.
+pub struct Enrolled {
+    pod: Arc<Pod>,
+    uid: Arc<str>,
+    proxy: Arc<Proxy>,
+    deliveries: Deliveries,
+    permits: Arc<Semaphore>,
+    /// The pod in the mesh configuration.
+    workload: watch::Sender<Option<Arc<Workload>>>,
+    /// Counts changes after which open connections are judged again.
+    judgements: watch::Sender<u64>,
+    drain: Drain,
+}
+
+/// Holds a pod in service; it ends by [`Service::end`], or at once when dropped.
+pub struct Service {
+    enrolled: Arc<Enrolled>,
+    trigger: Trigger,
+    tasks: JoinSet<()>,
+}
+
+impl Enrolled {
+    /// Serves a pod from now on. `tell` hears `Ok` once peers may rely on it: its workload is known to speak HBONE and
+    /// its certificate is there; before that perhaps what it waits for.
+    pub fn serve(proxy: Arc<Proxy>, pod: Arc<Pod>, tell: impl FnMut(Result<(), String>) + Send + 'static) -> Service {
+        let (trigger, drain) = drain::channel();
+        let enrolled = Arc::new(Self {
+            uid: pod.uid().into(),
+            pod,
+            proxy,
+            deliveries: Deliveries::default(),
+            permits: Arc::new(Semaphore::new(MAX_CONNECTIONS_PER_POD)),
+            workload: watch::Sender::new(None),
+            judgements: watch::Sender::new(0),
+            drain,
+        });
+        let mut tasks = JoinSet::new();
+        for kind in ListenerKind::ALL {
+            tasks.spawn(enrolled.clone().listen(kind));
+        }
+        tasks.spawn(enrolled.clone().follow(tell));
+        Service { enrolled, trigger, tasks }
+    }
+
+    /// Its sockets.
+    pub(crate) fn pod(&self) -> &Arc<Pod> {
+        &self.pod
+    }
+
+    /// Its uid.
+    pub(crate) fn uid(&self) -> &Arc<str> {
+        &self.uid
+    }
+
+    /// What all pods share.
+    pub(crate) fn proxy(&self) -> &Proxy {
+        &self.proxy
+    }
+
+    /// Its connections to its application.
+    pub(crate) fn deliveries(&self) -> &Deliveries {
+        &self.deliveries
+    }
+
+    /// The pod in the mesh configuration, if it is there.
+    pub(crate) fn known_workload(&self) -> Option<Arc<Workload>> {
+        self.workload.borrow().clone()
+    }
+
+    /// The pod in the mesh configuration. One that has just started is waited for.
+    pub(crate) async fn workload(&self) -> Option<Arc<Workload>> {
+        if let Some(workload) = self.known_workload() {
+            return Some(workload);
+        }
+        let mut workload = self.workload.subscribe();
+        let found = timeout(LOCAL_WORKLOAD_TIMEOUT, workload.wait_for(Option::is_some)).await;
+        found.ok()?.ok()?.clone()
+    }
+
+    /// Wakes when open connections are to be judged again.
+    pub(crate) fn judgements(&self) -> watch::Receiver<u64> {
+        self.judgements.subscribe()
+    }
+
+    /// Ready when no new connection shall begin.
+    pub(crate) fn drain_begins(&self) -> impl Future<Output = ()> + Send + use<> {
+        let drain = self.drain.clone();
+        async move { drain.started().await }
+    }
+
+    /// Ready when connections still open must end.
+    pub(crate) fn end_of_all(&self) -> impl Future<Output = Reason> + Send + use<> {
+        let drain = self.drain.clone();
+        async move {
+            drain.forced().await;
+            Reason::Drained
+        }
+    }
+
+    /// The same for connections that the pod opened.
+    pub(crate) fn end_of_outbound(&self) -> impl Future<Output = Reason> + Send + use<> {
+        self.end_of_all()
+    }
+
+    async fn listen(self: Arc<Self>, kind: ListenerKind) {
+        let listener = self.pod.listener(kind);
+        let (permits, end) = (self.permits.clone(), self.drain.clone());
+        accept(listener, permits, end, move |socket, from, permit| {
+            let (pod, guard) = (self.clone(), self.drain.guard());
+            tokio::spawn(async move {
+                pod.connection(kind, socket, from).await;
+                drop((permit, guard));
+            });
+        })
+        .await;
+    }
+
+    async fn connection(self: Arc<Self>, kind: ListenerKind, socket: TcpStream, from: SocketAddr) {
+        match kind {
+            ListenerKind::Outbound => outbound::carry(self, socket, from).await,
+            ListenerKind::Inbound => inbound::plaintext(self, socket, from).await,
+            ListenerKind::Hbone => inbound::tunnel(self, socket, from).await,
+        }
+    }
+
+    /// Keeps the workload, its certificate and the judgements of its connections in step with the mesh.
+    async fn follow(self: Arc<Self>, mut tell: impl FnMut(Result<(), String>) + Send + 'static) {
+        let mut wanted = Wanted { identities: self.proxy.identities.clone(), identity: None };
+        let mut revision = self.proxy.mesh.watch();
+        let mut policies = 0;
+        let mut ready = false;
+        let mut patience = pin!(sleep(UNKNOWN_AFTER));
+        loop {
+            revision.mark_unchanged();
+            let snapshot = Arc::clone(&self.proxy.mesh.load());
+            let found = self.find(&snapshot);
+            let changed = *self.workload.borrow() != found;
+            if changed {
+                wanted.change(found.as_ref().map(|workload| &workload.identity));
+                self.workload.send_replace(found.clone());
+            }
+            if changed || policies != snapshot.policies_revision() {
+                policies = snapshot.policies_revision();
+                self.judgements.send_modify(|n| *n += 1);
+            }
+            drop(snapshot);
+            if !ready && let Some(workload) = found.filter(|workload| workload.protocol == TunnelProtocol::Hbone) {
+                tokio::select! {
+                    credentials = self.proxy.identities.get(&workload.identity) => match credentials {
+                        Ok(_) => {
+                            ready = true;
+                            tell(Ok(()));
+                        }
+                        Err(error) => {
+                            tracing::warn!(pod = %self.uid, %error, "certificate");
+                            tell(Err(error.to_string()));
+                            // Refused at once while the CA is being left alone: do not ask in a circle.
+                            sleep(CERTIFICATE_PAUSE).await;
+                            continue;
+                        }
+                    },
+                    _ = revision.changed() => continue,
+                    () = self.drain.forced() => return,
+                }
+            }
+            tokio::select! {
+                _ = revision.changed() => {}
+                () = &mut patience, if !ready && !patience.is_elapsed() => {
+                    tell(Err("the mesh configuration does not have it as enrolled".to_owned()));
+                }
+                () = self.drain.forced() => return,
+            }
+        }
+    }
+
+    /// The pod in a snapshot: by name and node, as the keeper names it; never by address.
+    fn find(&self, snapshot: &Snapshot) -> Option<Arc<Workload>> {
+        let info = self.pod.info();
+        snapshot
+            .local(&info.namespace, &info.name, &self.proxy.config.node)
+            .filter(|workload| workload.identity.service_account() == info.service_account)
+            .cloned()
+    }
+}
+
+impl Service {
+    /// Takes no more connections, lets the living ones end, and cuts what is left when the drain limit passes.
+    pub async fn end(mut self) {
+        let limit = self.enrolled.proxy.config.drain_limit;
+        self.enrolled.proxy.tunnels.forget_pod(self.enrolled.pod.uid());
+        let ending = self.trigger.drain(limit).await;
+        tracing::debug!(pod = %self.enrolled.pod.uid(), ?ending, "pod drained");
+        while self.tasks.join_next().await.is_some() {}
+    }
+
+    /// What people on the node may see of it.
+    pub fn describe(&self) -> serde_json::Value {
+        let (info, workload) = (self.enrolled.pod.info(), self.enrolled.known_workload());
+        serde_json::json!({
+            "uid": info.uid,
+            "namespace": info.namespace,
+            "name": info.name,
+            "serviceAccount": info.service_account,
+            "workload": workload.as_ref().map(|workload| workload.uid.as_str()),
+            "identity": workload.as_ref().map(|workload| workload.identity.to_string()),
+            "connections": self.enrolled.drain.guards(),
+        })
+    }
+
+    /// The pod's sockets.
+    pub fn pod(&self) -> &Arc<Pod> {
+        &self.enrolled.pod
+    }
+}
+
+/// The identity whose certificate this pod keeps alive.
+struct Wanted {
+    identities: Store,
+    identity: Option<Identity>,
+}
+
+impl Wanted {
+    fn change(&mut self, to: Option<&Identity>) {
+        if self.identity.as_ref() == to {
+            return;
+        }
+        if let Some(to) = to {
+            self.identities.want(to);
+        }
+        if let Some(from) = std::mem::replace(&mut self.identity, to.cloned()) {
+            self.identities.forget(&from);
+        }
+    }
+}
+
+impl Drop for Wanted {
+    fn drop(&mut self) {
+        self.change(None);
+    }
+}

@@ -1,0 +1,103 @@
+//! The mesh as this process knows it, and where it learns it.
+
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, Guard};
+use loam_api::convert::Decoder;
+use loam_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
+use loam_core::snapshot::{Change, Snapshot};
+use loam_xds::client::{Rejected, Sink, Update};
+use tokio::sync::watch;
+
+use crate::metrics::Metrics;
+
+/// The newest snapshot. Readers never wait; the one writer swaps a whole new one in.
+#[derive(Debug)]
+pub struct Mesh {
+    current: ArcSwap<Snapshot>,
+    revision: watch::Sender<u64>,
+}
+
+impl Default for Mesh {
+    fn default() -> Self {
+        Self { current: ArcSwap::from_pointee(Snapshot::default()), revision: watch::Sender::new(0) }
+    }
+}
+
+impl Mesh {
+    /// The newest snapshot.
+    pub fn load(&self) -> Guard<Arc<Snapshot>> {
+        self.current.load()
+    }
+
+    /// Wakes when there is a newer one.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.revision.subscribe()
+    }
+
+    /// Applies changes. Only the configuration's one owner calls it.
+    pub fn apply(&self, changes: Vec<Change>) {
+        let next = self.current.load().apply(changes);
+        let revision = next.revision();
+        self.current.store(Arc::new(next));
+        self.revision.send_replace(revision);
+    }
+
+    /// Waits until `find` finds something in a snapshot.
+    pub async fn wait_for<T>(&self, mut find: impl FnMut(&Snapshot) -> Option<T>) -> T {
+        let mut revision = self.watch();
+        loop {
+            revision.mark_unchanged();
+            if let Some(found) = find(&self.load()) {
+                return found;
+            }
+            // The sender is in `self`, so the channel cannot close while this waits.
+            let _ = revision.changed().await;
+        }
+    }
+}
+
+/// Brings what the control plane says into the mesh.
+pub struct Feed {
+    mesh: Arc<Mesh>,
+    decoder: Decoder,
+    metrics: Metrics,
+}
+
+impl Feed {
+    /// Feeds `mesh`.
+    pub fn new(mesh: Arc<Mesh>, metrics: Metrics) -> Self {
+        Self { mesh, decoder: Decoder::default(), metrics }
+    }
+}
+
+impl Sink for Feed {
+    fn apply(&mut self, update: &Update) -> Vec<Rejected> {
+        let mut changes = Vec::with_capacity(update.resources.len() + update.removed.len());
+        let mut rejected = Vec::new();
+        let mut bytes = 0;
+        // First: a name in both is there afterwards.
+        for name in &update.removed {
+            changes.extend(self.decoder.removed(&update.type_url, name));
+        }
+        for resource in &update.resources {
+            bytes += resource.body.len();
+            match self.decoder.decode(&update.type_url, &resource.name, &resource.body) {
+                Ok(change) => changes.push(change),
+                Err(error) => {
+                    let why = format!("{}: {}", error.field, error.why);
+                    rejected.push(Rejected { name: resource.name.clone(), why });
+                }
+            }
+        }
+        for known in [ADDRESS_TYPE, AUTHORIZATION_TYPE] {
+            if update.type_url == known {
+                self.metrics.xds_message(known, bytes);
+            }
+        }
+        if !changes.is_empty() {
+            self.mesh.apply(changes);
+        }
+        rejected
+    }
+}

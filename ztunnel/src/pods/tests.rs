@@ -1,0 +1,424 @@
+//! The client against a keeper played by hand; ordinary sockets stand in for those of a pod.
+
+use super::*;
+use loam_node::message::{
+    AddPod, FromZtunnel, Goodbye, Hello, Need, RemovePod, Retire, SnapshotSent, Sockets, ToZtunnel, VERSION, Welcome,
+    from_ztunnel, to_ztunnel,
+};
+use loam_node::{Listener, MAX_OPEN_NEEDS, Socket, ZTUNNEL_SOCKET};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+use tokio::io::AsyncReadExt as _;
+use tokio::task::JoinHandle;
+
+/// Where the keeper listens, and our client of it.
+struct Rig {
+    dir: PathBuf,
+    listener: Option<Listener>,
+    pods: Pods,
+    link: JoinHandle<()>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("loam-pods-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let (pods, link) = Pods::new(dir.join(ZTUNNEL_SOCKET));
+        let mut rig = Self { dir, listener: None, pods, link: tokio::spawn(link.run()) };
+        rig.listen();
+        rig
+    }
+
+    fn listen(&mut self) {
+        self.listener = Some(Listener::bind(&self.dir.join(ZTUNNEL_SOCKET)).unwrap());
+    }
+
+    fn stop_listening(&mut self) {
+        self.listener = None;
+        std::fs::remove_file(self.dir.join(ZTUNNEL_SOCKET)).unwrap();
+    }
+
+    /// The keeper with this number accepts the client and greets it.
+    async fn keeper(&self, number: u64) -> Keeper {
+        let socket = self.listener.as_ref().unwrap().accept().await.unwrap();
+        let (hello, _) = socket.recv_message::<Hello>().await.unwrap().unwrap();
+        assert_eq!(hello.version, VERSION);
+        let welcome = Welcome { version: VERSION, keeper: number, error: String::new() };
+        socket.send_message(&welcome, &[]).await.unwrap();
+        Keeper { socket, leaving: hello.leaving }
+    }
+
+    async fn until(&self, status: impl Fn(&Status) -> bool) -> Status {
+        self.pods.status().wait_for(status).await.unwrap().clone()
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.link.abort();
+        // A test that fails should report why, not that cleaning failed.
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// The keeper's end of a connection.
+struct Keeper {
+    socket: Socket,
+    leaving: bool,
+}
+
+impl Keeper {
+    async fn say(&self, said: to_ztunnel::Said, fds: &[BorrowedFd<'_>]) {
+        self.socket.send_message(&ToZtunnel::from(said), fds).await.unwrap();
+    }
+
+    async fn add(&self, uid: &str, incarnation: u64, listeners: &[OwnedFd; 3]) {
+        let fds = listeners.each_ref().map(|fd| fd.as_fd());
+        self.say(to_ztunnel::Said::AddPod(AddPod { incarnation, info: Some(info(uid)) }), &fds).await;
+    }
+
+    async fn snapshot_sent(&self) {
+        self.say(to_ztunnel::Said::SnapshotSent(SnapshotSent {}), &[]).await;
+    }
+
+    async fn remove(&self, uid: &str, incarnation: u64) {
+        self.say(to_ztunnel::Said::RemovePod(RemovePod { pod: Some(pod_ref(uid, incarnation)) }), &[]).await;
+    }
+
+    async fn hear(&self) -> from_ztunnel::Said {
+        self.socket.recv_message::<FromZtunnel>().await.unwrap().unwrap().0.said.unwrap()
+    }
+
+    /// Hears a need and answers it with that many sockets, or as many as given.
+    async fn supply(&self, count: Option<u32>) -> Need {
+        let need = self.need().await;
+        let sockets: Vec<OwnedFd> = (0..count.unwrap_or(need.count)).map(|_| unconnected()).collect();
+        let fds: Vec<BorrowedFd<'_>> = sockets.iter().map(|fd| fd.as_fd()).collect();
+        self.answer(&need, "", &fds).await;
+        need
+    }
+
+    async fn need(&self) -> Need {
+        match self.hear().await {
+            from_ztunnel::Said::Need(need) => need,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn answer(&self, need: &Need, error: &str, fds: &[BorrowedFd<'_>]) {
+        let sockets = Sockets { pod: need.pod.clone(), kind: need.kind, error: error.into() };
+        self.say(to_ztunnel::Said::Sockets(sockets), fds).await;
+    }
+}
+
+fn info(uid: &str) -> PodInfo {
+    PodInfo {
+        uid: uid.into(),
+        name: uid.into(),
+        namespace: "shop".into(),
+        service_account: "web".into(),
+        node: "n1".into(),
+        addresses: vec![],
+    }
+}
+
+fn pod_ref(uid: &str, incarnation: u64) -> PodRef {
+    PodRef { uid: uid.into(), incarnation }
+}
+
+fn listeners() -> [OwnedFd; 3] {
+    [(); 3].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap().into())
+}
+
+fn unconnected() -> OwnedFd {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM.nonblocking(), None).unwrap();
+    socket.into()
+}
+
+async fn added(events: &mut Events) -> Arc<Pod> {
+    match events.next().await {
+        Some(Event::Added(pod)) => pod,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn removed(events: &mut Events) -> Arc<Pod> {
+    match events.next().await {
+        Some(Event::Removed(pod)) => pod,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Nothing is due, once all that was said has been heard.
+async fn quiet(rig: &Rig, events: &mut Events) {
+    rig.until(|status| *status == Status::Synced).await;
+    let next = tokio::time::timeout(Duration::ZERO, events.next()).await;
+    assert!(next.is_err(), "{next:?}");
+}
+
+fn acked(uid: &str, incarnation: u64, error: &str) -> from_ztunnel::Said {
+    let pod = Some(pod_ref(uid, incarnation));
+    from_ztunnel::Said::PodAck(loam_node::message::PodAck { pod, error: error.into() })
+}
+
+#[tokio::test]
+async fn a_pod_comes_with_its_listeners_and_is_acknowledged_by_its_incarnation() {
+    let rig = Rig::new();
+    let mut events = rig.pods.subscribe();
+    let keeper = rig.keeper(1).await;
+    let fds = listeners();
+    keeper.add("a", 7, &fds).await;
+    keeper.snapshot_sent().await;
+    let pod = added(&mut events).await;
+    assert_eq!((pod.uid(), &pod.info().service_account[..]), ("a", "web"));
+    let addr = pod.listener(ListenerKind::Hbone).local_addr().unwrap();
+    let mut client = tokio::net::TcpStream::connect(addr).await.unwrap();
+    drop(pod.listener(ListenerKind::Hbone).accept().await.unwrap());
+    assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
+    rig.pods.ack(&pod, Err("no certificate".into()));
+    rig.pods.ack(&pod, Ok(()));
+    rig.pods.serving();
+    let answers = [keeper.hear().await, keeper.hear().await, keeper.hear().await];
+    // Both acks may find the later answer; what counts is the last word.
+    assert_eq!(answers[1], acked("a", 7, ""));
+    assert!(matches!(answers[2], from_ztunnel::Said::Serving(_)));
+    rig.until(|status| *status == Status::Synced).await;
+}
+
+#[tokio::test]
+async fn a_late_subscriber_sees_the_pods_that_are_there() {
+    let rig = Rig::new();
+    let keeper = rig.keeper(1).await;
+    keeper.add("a", 1, &listeners()).await;
+    keeper.snapshot_sent().await;
+    rig.until(|status| *status == Status::Synced).await;
+    let mut events = rig.pods.subscribe();
+    assert_eq!(added(&mut events).await.uid(), "a");
+    assert_eq!(rig.pods.all().len(), 1);
+}
+
+#[tokio::test]
+async fn the_first_socket_brings_a_batch_and_the_next_are_in_stock() {
+    let rig = Rig::new();
+    let mut events = rig.pods.subscribe();
+    let keeper = rig.keeper(1).await;
+    keeper.add("a", 7, &listeners()).await;
+    let pod = added(&mut events).await;
+    let (socket, need) = tokio::join!(pod.socket(Kind::Out4), keeper.supply(None));
+    assert_eq!(need, Need { pod: Some(pod_ref("a", 7)), kind: Kind::Out4 as i32, count: 16 });
+    let target = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    socket.unwrap().connect(target.local_addr().unwrap()).await.unwrap();
+    for _ in 0..7 {
+        pod.socket(Kind::Out4).await.unwrap();
+    }
+    let (socket, need) = tokio::join!(pod.socket(Kind::In6), keeper.supply(None));
+    assert_eq!((need.kind, need.count), (Kind::In6 as i32, 16));
+    socket.unwrap();
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_keeper_is_the_error() {
+    let rig = Rig::new();
+    let mut events = rig.pods.subscribe();
+    let keeper = rig.keeper(1).await;
+    keeper.add("a", 7, &listeners()).await;
+    let pod = added(&mut events).await;
+    let (socket, ()) = tokio::join!(pod.socket(Kind::Out4), async {
+        let need = keeper.need().await;
+        keeper.answer(&need, "too many open files", &[]).await;
+    });
+    assert_eq!(socket.unwrap_err().to_string(), "no socket from the keeper: too many open files");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_of_five_seconds_is_an_error_that_names_the_keeper() {
+    let mut rig = Rig::new();
+    let mut events = rig.pods.subscribe();
+    let keeper = rig.keeper(1).await;
+    keeper.add("a", 7, &listeners()).await;
+    let pod = added(&mut events).await;
+    rig.stop_listening();
+    drop(keeper);
+    let begun = Instant::now();
+    let error = pod.socket(Kind::Out4).await.unwrap_err();
+    assert_eq!(begun.elapsed(), SOCKET_TIMEOUT);
+    assert!(matches!(&error, SocketError::Timeout(Status::Disconnected(_))), "{error}");
+    assert!(error.to_string().starts_with("no socket from the keeper within 5s (not connected: "), "{error}");
+}
+
+#[tokio::test]
+async fn who_waits_while_the_keeper_restarts_is_served_by_the_next() {
+    let rig = Rig::new();
+    let mut events = rig.pods.subscribe();
+    let fds = listeners();
+    let keeper = rig.keeper(1).await;
+    keeper.add("a", 7, &fds).await;
+    keeper.snapshot_sent().await;
+    let pod = added(&mut events).await;
+    let (socket, ()) = tokio::join!(pod.socket(Kind::Out4), async {
+        keeper.need().await;
+        drop(keeper);
+        let next = rig.keeper(2).await;
+        assert!(matches!(next.hear().await, from_ztunnel::Said::Held(_)));
+        next.add("a", 1, &fds).await;
+        assert_eq!(next.supply(None).await.pod, Some(pod_ref("a", 1)));
+    });
+    socket.unwrap();
+}
+
+#[tokio::test]
+async fn a_lost_connection_to_the_same_keeper_changes_nothing_but_what_changed() {
+    let rig = Rig::new();
+    let mut events = rig.pods.subscribe();
+    let (a, b) = (listeners(), listeners());
+    let keeper = rig.keeper(1).await;
+    keeper.add("a", 1, &a).await;
+    keeper.snapshot_sent().await;
+    let pod = added(&mut events).await;
+    keeper.add("b", 2, &b).await;
+    added(&mut events).await;
+    rig.pods.ack(&pod, Ok(()));
+    rig.pods.serving();
+    assert_eq!(keeper.hear().await, acked("a", 1, ""));
+    keeper.hear().await;
+    drop(keeper);
+    let keeper = rig.keeper(1).await;
+    keeper.add("a", 1, &a).await;
+    keeper.snapshot_sent().await;
+    // What was said is said again, and no listeners are offered to one who has them.
+    assert_eq!(keeper.hear().await, acked("a", 1, ""));
+    assert!(matches!(keeper.hear().await, from_ztunnel::Said::Serving(_)));
+    assert_eq!(removed(&mut events).await.uid(), "b");
+    quiet(&rig, &mut events).await;
+    assert!(Arc::ptr_eq(&rig.pods.all()[0], &pod));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_that_a_new_keeper_does_not_name_are_served_for_a_minute() {
+    let rig = Rig::new();
+    let mut events = rig.pods.subscribe();
+    let (a, b) = (listeners(), listeners());
+    let keeper = rig.keeper(1).await;
+    keeper.add("a", 1, &a).await;
+    added(&mut events).await;
+    keeper.add("b", 2, &b).await;
+    added(&mut events).await;
+    keeper.snapshot_sent().await;
+    rig.until(|status| *status == Status::Synced).await;
+    drop(keeper);
+    let keeper = rig.keeper(2).await;
+    for _ in 0..2 {
+        let (message, fds) = keeper.socket.recv_message::<FromZtunnel>().await.unwrap().unwrap();
+        assert!(matches!(message.said, Some(from_ztunnel::Said::Held(_))), "{message:?}");
+        assert_eq!(fds.len(), 3);
+    }
+    keeper.snapshot_sent().await;
+    let begun = Instant::now();
+    keeper.add("a", 5, &a).await;
+    assert_eq!(removed(&mut events).await.uid(), "b");
+    assert!(begun.elapsed() >= Duration::from_secs(60), "{:?}", begun.elapsed());
+    assert_eq!(rig.pods.all().len(), 1);
+}
+
+#[tokio::test]
+async fn other_listeners_under_the_same_uid_are_another_pod() {
+    let rig = Rig::new();
+    let mut events = rig.pods.subscribe();
+    let keeper = rig.keeper(1).await;
+    keeper.add("a", 1, &listeners()).await;
+    let first = added(&mut events).await;
+    drop(keeper);
+    let keeper = rig.keeper(2).await;
+    keeper.hear().await;
+    keeper.add("a", 1, &listeners()).await;
+    assert!(Arc::ptr_eq(&removed(&mut events).await, &first));
+    assert!(!Arc::ptr_eq(&added(&mut events).await, &first));
+}
+
+#[tokio::test]
+async fn a_removed_pod_is_reported_drained_when_its_last_connection_lets_go() {
+    let rig = Rig::new();
+    let mut events = rig.pods.subscribe();
+    let keeper = rig.keeper(1).await;
+    keeper.add("a", 7, &listeners()).await;
+    let connection = added(&mut events).await;
+    keeper.remove("a", 7).await;
+    drop(removed(&mut events).await);
+    // Sockets are to be had until the end.
+    let (socket, _) = tokio::join!(connection.socket(Kind::Out4), keeper.supply(None));
+    socket.unwrap();
+    drop(connection);
+    let drained = loam_node::message::PodDrained { pod: Some(pod_ref("a", 7)) };
+    assert_eq!(keeper.hear().await, from_ztunnel::Said::PodDrained(drained));
+}
+
+#[tokio::test]
+async fn a_pod_that_nobody_saw_is_reported_drained_as_well() {
+    let rig = Rig::new();
+    let keeper = rig.keeper(1).await;
+    keeper.add("a", 7, &listeners()).await;
+    keeper.remove("a", 7).await;
+    keeper.remove("ghost", 9).await;
+    let drained = |uid, incarnation| {
+        let pod = Some(pod_ref(uid, incarnation));
+        from_ztunnel::Said::PodDrained(loam_node::message::PodDrained { pod })
+    };
+    let mut heard = [keeper.hear().await, keeper.hear().await];
+    heard.sort_by_key(|said| format!("{said:?}"));
+    assert_eq!(heard, [drained("a", 7), drained("ghost", 9)]);
+}
+
+#[tokio::test]
+async fn a_ztunnel_that_retires_greets_as_leaving_afterwards() {
+    let rig = Rig::new();
+    let mut events = rig.pods.subscribe();
+    let keeper = rig.keeper(1).await;
+    assert!(!keeper.leaving);
+    keeper.say(to_ztunnel::Said::Retire(Retire {}), &[]).await;
+    assert!(matches!(events.next().await, Some(Event::Retire)));
+    drop(keeper);
+    assert!(rig.keeper(1).await.leaving);
+}
+
+#[tokio::test]
+async fn needs_beyond_the_bound_wait_for_an_answer() {
+    let rig = Rig::new();
+    let mut events = rig.pods.subscribe();
+    let keeper = rig.keeper(1).await;
+    let mut waiting = Vec::new();
+    for n in 0..=MAX_OPEN_NEEDS as u64 {
+        keeper.add(&n.to_string(), n + 1, &listeners()).await;
+        let pod = added(&mut events).await;
+        waiting.push(tokio::spawn(async move { pod.socket(Kind::Out4).await.map(drop) }));
+    }
+    let mut open = Vec::new();
+    for _ in 0..MAX_OPEN_NEEDS {
+        open.push(keeper.need().await);
+    }
+    let nothing = tokio::time::timeout(Duration::from_millis(1), keeper.need()).await;
+    assert!(nothing.is_err(), "{nothing:?}");
+    let first = open.remove(0);
+    keeper.answer(&first, "", &[unconnected().as_fd()]).await;
+    open.push(keeper.need().await);
+    for need in &open {
+        keeper.answer(need, "", &[unconnected().as_fd()]).await;
+    }
+    for waiting in waiting {
+        waiting.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_goodbye_and_a_refusal_are_the_status() {
+    let rig = Rig::new();
+    let keeper = rig.keeper(1).await;
+    keeper.say(to_ztunnel::Said::Goodbye(Goodbye { reason: "enough".into() }), &[]).await;
+    let status = rig.until(|status| matches!(status, Status::Disconnected(why) if why == "enough")).await;
+    assert_eq!(status.to_string(), "not connected: enough");
+    let socket = rig.listener.as_ref().unwrap().accept().await.unwrap();
+    let welcome = Welcome { version: 3, keeper: 1, error: "hello of version 2".into() };
+    socket.send_message(&welcome, &[]).await.unwrap();
+    rig.until(|status| matches!(status, Status::Disconnected(why) if why.ends_with("hello of version 2"))).await;
+}
