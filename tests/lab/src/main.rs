@@ -1,0 +1,210 @@
+//! The lab's tool: its first process, servers that say what they see, clients that measure, and a capture.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "reports go to standard output, errors beside them")]
+
+mod capture;
+mod client;
+mod exec;
+mod get;
+mod hold;
+mod init;
+mod payload;
+mod pingpong;
+mod probe;
+mod rate;
+mod serve;
+mod transfer;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+
+#[derive(Parser)]
+#[command(name = "loam-lab", about = "Tools of the network lab")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The first process of a lab.
+    Init {
+        /// Directory of the lab, removed at the end.
+        #[arg(long)]
+        work: PathBuf,
+        /// Cgroup of the lab, removed at the end.
+        #[arg(long)]
+        cgroup: PathBuf,
+    },
+    /// Runs a program in a network namespace and a cgroup.
+    Exec {
+        /// File of the network namespace.
+        #[arg(long)]
+        netns: Option<PathBuf>,
+        /// Cgroup directory.
+        #[arg(long)]
+        cgroup: Option<PathBuf>,
+        /// Program and arguments.
+        #[arg(last = true, required = true)]
+        argv: Vec<String>,
+    },
+    /// Servers, each given as a port (all addresses, both families) or as an address.
+    Serve {
+        /// Sends back every byte, and the end of the stream.
+        #[arg(long)]
+        echo: Vec<String>,
+        /// Does what the first line of a connection asks for.
+        #[arg(long)]
+        talk: Vec<String>,
+    },
+    /// One connection to a `talk` server, described.
+    Probe {
+        /// The server.
+        to: SocketAddr,
+        /// Give up after this.
+        #[arg(long, default_value_t = 5000)]
+        timeout_ms: u64,
+        /// Own address.
+        #[arg(long)]
+        bind: Option<SocketAddr>,
+        /// Tag of the marker.
+        #[arg(long, default_value = "probe")]
+        tag: String,
+    },
+    /// Connections to a `talk` server at a steady rate, until the time is over or SIGTERM.
+    Rate {
+        /// The servers, in turn.
+        #[arg(required = true)]
+        to: Vec<SocketAddr>,
+        /// Connections per second.
+        #[arg(long)]
+        per_second: u64,
+        /// For how long.
+        #[arg(long)]
+        seconds: f64,
+        /// Keep each open for this long after its answer.
+        #[arg(long, default_value_t = 0)]
+        linger_ms: u64,
+        /// Give up after this.
+        #[arg(long, default_value_t = 10_000)]
+        timeout_ms: u64,
+        /// Tag of the marker.
+        #[arg(long, default_value = "rate")]
+        tag: String,
+    },
+    /// Connections to a `talk` server, so many at a time.
+    Churn {
+        /// The server.
+        to: SocketAddr,
+        /// How many.
+        #[arg(long)]
+        count: u64,
+        /// How many at a time.
+        #[arg(long, default_value_t = 64)]
+        parallel: usize,
+        /// Tag of the marker.
+        #[arg(long, default_value = "churn")]
+        tag: String,
+    },
+    /// Connections to a `talk` server held open until SIGTERM, then asked once more.
+    Hold {
+        /// The server.
+        to: SocketAddr,
+        /// How many.
+        #[arg(long)]
+        count: u64,
+        /// Tag of the marker.
+        #[arg(long, default_value = "hold")]
+        tag: String,
+    },
+    /// One long connection to a `talk` server with a message now and then, until it fails or SIGTERM.
+    Pingpong {
+        /// The server.
+        to: SocketAddr,
+        /// Time between messages.
+        #[arg(long, default_value_t = 50)]
+        every_ms: u64,
+        /// Longest wait for an answer.
+        #[arg(long, default_value_t = 8000)]
+        timeout_ms: u64,
+        /// Tag of the marker.
+        #[arg(long, default_value = "pingpong")]
+        tag: String,
+    },
+    /// Byte-exact transfers of random sizes.
+    Transfer(transfer::Arguments),
+    /// HTTP GET; prints the body of a successful answer.
+    Get {
+        /// `http://address:port/path`.
+        url: String,
+        /// Print what answered even when it is not a success.
+        #[arg(long)]
+        any_status: bool,
+    },
+    /// Looks at every packet of the network namespace until SIGTERM.
+    Capture,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("loam-lab: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        // Neither needs a runtime, and the first must not have one: it forks.
+        Command::Init { work, cgroup } => init::run(&work, &cgroup),
+        Command::Exec { netns, cgroup, argv } => exec::run(netns.as_deref(), cgroup.as_deref(), &argv),
+        Command::Get { url, any_status } => get::run(&url, any_status),
+        command => tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()?
+            .block_on(asynchronous(command)),
+    }
+}
+
+async fn asynchronous(command: Command) -> Result<()> {
+    match command {
+        Command::Serve { echo, talk } => serve::run(&echo, &talk).await,
+        Command::Probe { to, timeout_ms, bind, tag } => {
+            report(&probe::run(to, bind, Duration::from_millis(timeout_ms), &tag).await)
+        }
+        Command::Rate { to, per_second, seconds, linger_ms, timeout_ms, tag } => {
+            let plan = rate::Plan {
+                to,
+                linger: Duration::from_millis(linger_ms),
+                timeout: Duration::from_millis(timeout_ms),
+                tag,
+            };
+            report(&rate::steady(plan, per_second, Duration::from_secs_f64(seconds)).await?)
+        }
+        Command::Churn { to, count, parallel, tag } => {
+            let plan = rate::Plan { to: vec![to], linger: Duration::ZERO, timeout: Duration::from_secs(10), tag };
+            report(&rate::churn(plan, count, parallel).await?)
+        }
+        Command::Hold { to, count, tag } => report(&hold::run(to, count, &tag).await?),
+        Command::Pingpong { to, every_ms, timeout_ms, tag } => {
+            let (every, timeout) = (Duration::from_millis(every_ms), Duration::from_millis(timeout_ms));
+            report(&pingpong::run(to, every, timeout, &tag).await?)
+        }
+        Command::Transfer(arguments) => report(&transfer::run(arguments).await?),
+        Command::Capture => report(&capture::run().await?),
+        Command::Init { .. } | Command::Exec { .. } | Command::Get { .. } => unreachable!("main runs these"),
+    }
+}
+
+fn report(value: &impl Serialize) -> Result<()> {
+    println!("{}", serde_json::to_string(value)?);
+    Ok(())
+}

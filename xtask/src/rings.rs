@@ -1,0 +1,307 @@
+//! Runs the rings of tests: `unit`, the crates' own; `net`, the whole in a private network, one lab per test.
+
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use loam_tests::testing::SKIPPED;
+use serde::Deserialize;
+
+use crate::term::{Term, seconds};
+use crate::{build, cargo, setup};
+
+/// Longest run of one network test; the longest one replaces ztunnel twenty times under load.
+const NET_TIMEOUT: Duration = Duration::from_secs(240);
+/// Longest run of one crate's tests.
+const UNIT_TIMEOUT: Duration = Duration::from_secs(300);
+/// The package of the network tests.
+const NET_PACKAGE: &str = "loam-tests";
+
+/// What looks like a network test and is a part of one.
+const NOT_TESTS: [&str; 1] = ["a_lab_to_be_killed"];
+
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Arguments {
+    /// Only this ring
+    #[arg(long, value_enum)]
+    ring: Option<Ring>,
+    /// Only tests whose name contains this
+    filter: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Ring {
+    /// The crates' own tests, without root
+    Unit,
+    /// Everything together in network namespaces
+    Net,
+}
+
+/// A test program that cargo built.
+#[derive(Debug)]
+struct Program {
+    /// Package and target, for the eyes.
+    name: String,
+    package: String,
+    executable: PathBuf,
+    directory: PathBuf,
+    is_integration: bool,
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+/// Runs what is asked for; an error when a test failed.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let term = Term::new();
+    let start = Instant::now();
+    setup::ensure()?;
+    let net = arguments.ring != Some(Ring::Unit);
+    if net {
+        setup::ensure_lab("test")?;
+        for path in loam_tests::sweep::sweep() {
+            println!("removed what a killed lab left in {}", path.display());
+        }
+        build::programs(term)?;
+    }
+    let programs = build_tests(arguments.ring)?;
+    let mut tally = Tally::default();
+    let filter = arguments.filter.as_deref().map(|f| f.replace(' ', "_")).unwrap_or_default();
+    if arguments.ring != Some(Ring::Net) {
+        term.heading("Unit tests");
+        for program in &programs {
+            unit(term, program, &filter, &mut tally)?;
+        }
+    }
+    if net {
+        term.heading("Network tests");
+        for program in programs.iter().filter(|p| p.package == NET_PACKAGE && p.is_integration) {
+            let is_wanted = |t: &&String| t.contains(&filter) && !NOT_TESTS.contains(&t.as_str());
+            for test in list(program, true)?.iter().filter(is_wanted) {
+                network(term, program, test, &mut tally)?;
+            }
+        }
+    }
+    let skipped = if tally.skipped > 0 { format!(", {} skipped", tally.skipped) } else { String::new() };
+    let summary = format!("{} passed, {} failed{skipped}", tally.passed, tally.failed);
+    let paint = if tally.failed == 0 { Term::good } else { Term::bad };
+    println!("\n{}  {}", paint(term, &summary), term.dim(&seconds(start.elapsed())));
+    if tally.failed > 0 {
+        bail!("{} tests failed", tally.failed);
+    }
+    if tally.passed + tally.skipped == 0 {
+        bail!("no test is called {filter:?}");
+    }
+    Ok(())
+}
+
+#[derive(Deserialize)]
+struct Message {
+    reason: String,
+    executable: Option<PathBuf>,
+    manifest_path: Option<PathBuf>,
+    target: Option<Target>,
+    profile: Option<Profile>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+    kind: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Profile {
+    test: bool,
+}
+
+/// Builds the test programs of a ring and says where they are.
+fn build_tests(ring: Option<Ring>) -> Result<Vec<Program>> {
+    let mut command = cargo();
+    command.args(["test", "--locked", "--no-run", "--message-format", "json-render-diagnostics"]);
+    match ring {
+        Some(Ring::Net) => command.args(["--package", NET_PACKAGE]),
+        Some(Ring::Unit) | None => command.arg("--workspace"),
+    };
+    let output = command.stderr(Stdio::inherit()).output().context("run cargo test")?;
+    if !output.status.success() {
+        bail!("the tests do not compile");
+    }
+    let mut programs = Vec::new();
+    for line in output.stdout.split(|&b| b == b'\n') {
+        let Ok(message) = serde_json::from_slice::<Message>(line) else { continue };
+        let is_test = message.reason == "compiler-artifact" && message.profile.is_some_and(|p| p.test);
+        let (Some(executable), Some(manifest), Some(target)) =
+            (message.executable, message.manifest_path, message.target)
+        else {
+            continue;
+        };
+        if is_test {
+            let directory = manifest.parent().map(Path::to_path_buf).unwrap_or_default();
+            let package = package_name(&manifest)?;
+            let is_integration = target.kind.iter().any(|k| k == "test");
+            let name = if target.name.replace('-', "_") == package.replace('-', "_") {
+                package.clone()
+            } else {
+                format!("{package}/{}", target.name)
+            };
+            programs.push(Program { name, package, executable, directory, is_integration });
+        }
+    }
+    programs.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(programs)
+}
+
+/// The first `name` of a manifest is the package's.
+fn package_name(manifest: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(manifest)?;
+    let line = text.lines().find(|l| l.starts_with("name")).context("a manifest without a name")?;
+    Ok(line.split('"').nth(1).unwrap_or_default().to_owned())
+}
+
+fn command(program: &Program, arguments: &[&str]) -> Command {
+    let mut command = Command::new(&program.executable);
+    command
+        .args(arguments)
+        .current_dir(&program.directory)
+        .env("CARGO_MANIFEST_DIR", &program.directory)
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null());
+    command
+}
+
+/// Names of a program's tests: those that run by default, or those that must be asked for.
+fn list(program: &Program, ignored: bool) -> Result<BTreeSet<String>> {
+    let names = |flags: &[&str]| -> Result<BTreeSet<String>> {
+        let output = command(program, flags).output().with_context(|| format!("list {}", program.name))?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        Ok(text.lines().filter_map(|l| l.strip_suffix(": test")).map(str::to_owned).collect())
+    };
+    let all_ignored = names(&["--list", "--format", "terse", "--ignored"])?;
+    if ignored {
+        return Ok(all_ignored);
+    }
+    Ok(names(&["--list", "--format", "terse"])?.difference(&all_ignored).cloned().collect())
+}
+
+/// Runs the tests of one program that need nothing special.
+fn unit(term: Term, program: &Program, filter: &str, tally: &mut Tally) -> Result<()> {
+    let tests = list(program, false)?.iter().filter(|t| t.contains(filter)).count();
+    if tests == 0 {
+        return Ok(());
+    }
+    let start = Instant::now();
+    let mut run = command(program, &[filter]);
+    if loam_tests::host::is_root() {
+        run.env("LOAM_ROOT_TESTS", "1");
+    }
+    let (ended_well, output) = finish(&mut run, UNIT_TIMEOUT)?;
+    // A program that dies half-way has no summary: then every test of it counts as failed.
+    let (passed, failed) = counts(&output).unwrap_or((0, tests));
+    let failed = if ended_well { failed } else { failed.max(1) };
+    tally.passed += passed;
+    tally.failed += failed;
+    let text = format!("{:<32} {passed:>4} passed", program.name);
+    line(term, failed == 0, &text, start.elapsed());
+    if failed > 0 {
+        println!("{output}");
+    }
+    Ok(())
+}
+
+/// Runs one network test in a process of its own.
+fn network(term: Term, program: &Program, test: &str, tally: &mut Tally) -> Result<()> {
+    let start = Instant::now();
+    let mut run = command(program, &["--ignored", "--exact", test, "--nocapture", "--test-threads", "1"]);
+    let (passed, output) = finish(run.env("RUST_BACKTRACE", "0"), NET_TIMEOUT)?;
+    let sentence = test.replace('_', " ");
+    let file = program.name.rsplit('/').next().unwrap_or_default();
+    match (passed, output.lines().find_map(|l| l.split_once(SKIPPED)).map(|(_, why)| why)) {
+        (true, Some(why)) => {
+            tally.skipped += 1;
+            println!("  {} {file}: {sentence}  {}", term.dim("skipped"), term.dim(why));
+        }
+        (true, None) => {
+            tally.passed += 1;
+            line(term, true, &format!("{file}: {sentence}"), start.elapsed());
+        }
+        (false, _) => {
+            tally.failed += 1;
+            line(term, false, &format!("{file}: {sentence}"), start.elapsed());
+            println!("{output}");
+        }
+    }
+    Ok(())
+}
+
+fn line(term: Term, passed: bool, text: &str, time: Duration) {
+    let verdict = if passed { term.good("ok    ") } else { term.bad("FAILED") };
+    println!("  {verdict} {:>8}  {text}", seconds(time));
+}
+
+/// Runs to the end or to the limit, and gives everything it said.
+fn finish(command: &mut Command, limit: Duration) -> Result<(bool, String)> {
+    let (mut reader, writer) = std::io::pipe()?;
+    let mut child = command.stdout(writer.try_clone()?).stderr(writer).spawn().context("start a test")?;
+    // The command keeps our copies of the writing end, and the reader would wait for them.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let reading = std::thread::spawn(move || {
+        let mut output = Vec::new();
+        let _ = reader.read_to_end(&mut output);
+        String::from_utf8_lossy(&output).into_owned()
+    });
+    let in_time = wait(&mut child, limit)?;
+    let mut output = reading.join().unwrap_or_default();
+    let passed = in_time.is_some_and(|success| success);
+    if in_time.is_none() {
+        output.push_str(&format!("killed after {limit:?}\n"));
+    }
+    Ok((passed, output))
+}
+
+/// Whether it ended well; nothing when it had to be killed.
+fn wait(child: &mut Child, limit: Duration) -> Result<Option<bool>> {
+    let end = Instant::now() + limit;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status.success()));
+        }
+        if Instant::now() > end {
+            child.kill()?;
+            child.wait()?;
+            return Ok(None);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Passed and failed of libtest's summary.
+fn counts(output: &str) -> Option<(usize, usize)> {
+    let line = output.lines().rev().find(|l| l.starts_with("test result:"))?;
+    let number = |what: &str| {
+        let before = line.split(what).next()?;
+        before.split_whitespace().last()?.parse().ok()
+    };
+    Some((number(" passed")?, number(" failed")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_summary_of_a_test_program_is_read() {
+        let text =
+            "running 3 tests\n\ntest result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured; 1 filtered out\n";
+        assert_eq!(counts(text), Some((12, 3)));
+        assert_eq!(counts("killed"), None);
+    }
+}

@@ -1,0 +1,108 @@
+//! What demo and tests need of the system.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+use loam_tests::host;
+
+use crate::term::Term;
+use crate::{Unavailable, succeed};
+
+/// A thing we need, how we look for it, and the Debian package that has it.
+struct Need {
+    what: &'static str,
+    found: fn() -> bool,
+    package: &'static str,
+}
+
+const NEEDS: [Need; 6] = [
+    Need { what: "a C compiler (cc)", found: || host::finds_program("cc"), package: "gcc" },
+    Need {
+        what: "the C library's headers",
+        found: || Path::new("/usr/include/stdio.h").exists(),
+        package: "libc6-dev",
+    },
+    Need { what: "make", found: || host::finds_program("make"), package: "make" },
+    Need {
+        what: "ip and ss (iproute2)",
+        found: || host::finds_program("ip") && host::finds_program("ss"),
+        package: "iproute2",
+    },
+    Need {
+        what: "unshare and nsenter (util-linux)",
+        found: || host::finds_program("unshare") && host::finds_program("nsenter"),
+        package: "util-linux",
+    },
+    Need { what: "mount", found: || host::finds_program("mount"), package: "mount" },
+];
+
+fn missing() -> Vec<&'static Need> {
+    NEEDS.iter().filter(|need| !(need.found)()).collect()
+}
+
+/// Makes sure that everything is there, installing what is missing where we may.
+pub(crate) fn ensure() -> Result<()> {
+    let missing = missing();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<_> = missing.iter().map(|need| need.what).collect();
+    let packages: Vec<_> = missing.iter().map(|need| need.package).collect();
+    println!("missing: {}", names.join(", "));
+    let install = format!("apt-get install -y --no-install-recommends {}", packages.join(" "));
+    if !is_debian() {
+        bail!(Unavailable(format!("Install them and try again. On Debian or Ubuntu: sudo {install}")));
+    }
+    if !host::is_root() {
+        bail!(Unavailable(format!("Install them and try again:\n  sudo apt-get update && sudo {install}")));
+    }
+    println!("installing: {}", packages.join(" "));
+    let apt = |arguments: &[&str]| {
+        let mut command = Command::new("apt-get");
+        succeed(command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive"))
+    };
+    // Package lists may be old or absent; without a network the installed ones may still do.
+    let _ = apt(&["update", "-qq"]);
+    let mut arguments = vec!["install", "-y", "-qq", "--no-install-recommends"];
+    arguments.extend(&packages);
+    if apt(&arguments).is_err() || !self::missing().is_empty() {
+        bail!(Unavailable(format!("apt-get could not install them. Install them and try again:\n  {install}")));
+    }
+    Ok(())
+}
+
+/// Makes sure that we may and can make a lab; `task` is how we were called.
+pub(crate) fn ensure_lab(task: &str) -> Result<()> {
+    if !host::is_root() {
+        bail!(Unavailable(format!(
+            "This makes network namespaces and loads BPF programs, which needs root:\n  \
+             sudo -E env \"PATH=$PATH\" cargo xtask {task}"
+        )));
+    }
+    let missing = host::missing_from_kernel();
+    if !missing.is_empty() {
+        bail!(Unavailable(format!("This machine lacks:\n  {}", missing.join("\n  "))));
+    }
+    Ok(())
+}
+
+fn is_debian() -> bool {
+    let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    host::finds_program("apt-get")
+        && text.lines().any(|l| (l.starts_with("ID=") || l.starts_with("ID_LIKE=")) && l.contains("debian"))
+        || text.lines().any(|l| l == "ID=ubuntu")
+}
+
+/// Checks everything and says so.
+pub(crate) fn run() -> Result<()> {
+    let term = Term::new();
+    ensure()?;
+    for need in &NEEDS {
+        println!("  {} {}", term.good("✓"), need.what);
+    }
+    ensure_lab("demo")?;
+    println!("  {} root, and a kernel that can", term.good("✓"));
+    Ok(())
+}
