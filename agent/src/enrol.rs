@@ -184,16 +184,19 @@ async fn prepare(kit: &Kit, place: &Place, netns: &Netns) -> Result<(u64, Vec<St
     netns.run(work).await?
 }
 
+/// How long after the connect hooks let go of a pod its connections still find their listener: a connect that was
+/// marked before sends its packet within the same system call, unless the processor is taken from it in between.
+const SETTLE: Duration = Duration::from_millis(50);
+
 /// Takes a pod out of the mesh. New connections go past it from the first step on; those that are carried live on, and
 /// so do the routes and rules that carry them, until [`tidy`] finds that the last one is gone.
 pub async fn withdraw(kit: &Kit, place: &Place) -> Result<(), EnrolError> {
-    {
-        let mut redirect = kit.redirect();
-        if let Some(cookie) = place.cookie {
-            redirect.release(cookie)?;
-        }
-        redirect.unsteer(place.index)?;
+    if let Some(cookie) = place.cookie {
+        kit.redirect().release(cookie)?;
+        // A connect that was marked a moment ago still needs its way to the listener.
+        tokio::time::sleep(SETTLE).await;
     }
+    kit.redirect().unsteer(place.index)?;
     // Without a keeper there are no listeners to give up. One that comes back is told what is not wanted.
     if let Some(keeper) = kit.keeper.client() {
         keeper.remove_pod(&place.spec.uid).await?;

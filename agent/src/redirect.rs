@@ -150,7 +150,7 @@ impl Redirect {
 
     /// Lets new connections in the pod's network namespace find their sockets as if there were no mesh.
     pub fn unsteer(&mut self, index: u32) -> Result<(), RedirectError> {
-        self.pins.remove(&self.pins.steer(index))
+        self.pins.detach(&self.pins.steer(index))
     }
 
     /// Has the connect hooks give to the ztunnel what the namespace with this cookie opens.

@@ -12,7 +12,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Pause after an error that the next accept would meet again, such as a full descriptor table.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Hands every connection to `serve` until `end` begins. A pod without a free permit has its connections reset: it
+/// Connections that are still taken after the end began: as many as can wait in the listener's queue. More are new
+/// ones, which a successor that shares the listener takes.
+const MAX_LATE: usize = 4096;
+
+/// Hands every connection to `serve` until `end` begins, and then those that wait already: nobody else may come for
+/// them. A pod without a free permit has its connections reset: it
 /// learns at once, and its neighbours do not notice.
 pub(crate) async fn accept(
     listener: Arc<TcpListener>,
@@ -20,11 +25,18 @@ pub(crate) async fn accept(
     end: Drain,
     mut serve: impl FnMut(TcpStream, SocketAddr, OwnedSemaphorePermit),
 ) {
+    let mut late = 0;
     loop {
+        if end.has_started() {
+            late += 1;
+            if late > MAX_LATE {
+                return;
+            }
+        }
         let accepted = tokio::select! {
             biased;
-            () = end.started() => return,
             accepted = listener.accept() => accepted,
+            () = end.started() => return,
         };
         match accepted {
             Ok((socket, from)) => match permits.clone().try_acquire_owned() {

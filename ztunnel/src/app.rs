@@ -77,6 +77,9 @@ async fn serve(config: Config, telemetry: &Telemetry, data: Handle) -> Result<()
     let (trigger, drain) = drain::channel();
     let mut shutdown = Shutdown::on_signals().context("listen for signals")?;
     let registry = Registry::with_process();
+    let tasks = data.metrics();
+    let alive = move || i64::try_from(tasks.num_alive_tasks()).unwrap_or(i64::MAX);
+    registry.gauge("loam_tasks", "Tasks on the threads that carry traffic", alive);
     let metrics = Metrics::new(&registry);
     let ready = Ready::default();
     let (configured, connected) = (ready.gate("configuration"), ready.gate("pods"));

@@ -155,6 +155,8 @@ impl Enrolled {
     }
 
     async fn listen(self: Arc<Self>, kind: ListenerKind) {
+        // The drain must not end before the last waiting connection was accepted and has its own guard.
+        let _guard = self.drain.guard();
         let listener = self.pod.listener(kind);
         let (permits, end) = (self.permits.clone(), self.drain.clone());
         accept(listener, permits, end, move |socket, from, permit| {
@@ -255,7 +257,7 @@ impl Service {
             "serviceAccount": info.service_account,
             "workload": workload.as_ref().map(|workload| workload.uid.as_str()),
             "identity": workload.as_ref().map(|workload| workload.identity.to_string()),
-            "connections": self.enrolled.drain.guards(),
+            "connections": MAX_CONNECTIONS_PER_POD - self.enrolled.permits.available_permits(),
         })
     }
 

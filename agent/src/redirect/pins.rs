@@ -9,6 +9,7 @@ use loam_ebpf_common::layout;
 use rustix::fs::{FlockOperation, flock, statfs};
 
 use super::RedirectError;
+use crate::sys::bpf_link;
 
 /// `f_type` of a bpf file system, linux/magic.h.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
@@ -74,7 +75,19 @@ impl Pins {
         Ok(self.names()?.iter().filter_map(|name| name.strip_prefix(STEER)?.parse().ok()).collect())
     }
 
-    /// Takes a pin away, if it is there. A link without a pin is detached, since nobody keeps its descriptor.
+    /// Detaches the link that is pinned here, if it is there, and takes the pin away. Its program is not called any
+    /// more when this returns: what it needs may be taken from it then.
+    pub fn detach(&self, path: &Path) -> Result<(), RedirectError> {
+        let detached = bpf_link::open(path).and_then(|link| bpf_link::detach(link.as_fd()));
+        match detached {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(RedirectError::Path { what: "detach", path: path.into(), source })
+            }
+            _ => self.remove(path),
+        }
+    }
+
+    /// Takes a pin away, if it is there.
     pub fn remove(&self, path: &Path) -> Result<(), RedirectError> {
         match fs::remove_file(path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -95,7 +108,10 @@ impl Pins {
         };
         names.sort_by_key(|name| rank(name));
         for name in names {
-            self.remove(&self.0.join(name))?;
+            match rank(&name) {
+                0 | 1 => self.detach(&self.0.join(name))?,
+                _ => self.remove(&self.0.join(name))?,
+            }
         }
         fs::remove_dir(&self.0).map_err(|source| RedirectError::Path { what: "remove", path: self.0.clone(), source })
     }

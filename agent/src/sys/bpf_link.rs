@@ -12,6 +12,7 @@ const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_DETACH: libc::c_long = 34;
 
 /// Kinds of links, linux/bpf.h.
 const LINK_CGROUP: u32 = 3;
@@ -113,6 +114,11 @@ struct UpdateAttr {
     old_program: u32,
 }
 
+#[repr(C)]
+struct DetachAttr {
+    link: u32,
+}
+
 /// Opens what is pinned at a path.
 pub fn open(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
@@ -128,6 +134,14 @@ pub fn update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let attr = UpdateAttr { link: raw(link), program: raw(program), flags: 0, old_program: 0 };
     // SAFETY: there is no address in attr.
     unsafe { bpf(BPF_LINK_UPDATE, &attr) }.map(drop)
+}
+
+/// Detaches a link. When this returns its program is not called any more, while a link that is merely let go of is
+/// detached by the kernel some time later.
+pub fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let attr = DetachAttr { link: raw(link) };
+    // SAFETY: there is no address in attr.
+    unsafe { bpf(BPF_LINK_DETACH, &attr) }.map(drop)
 }
 
 /// Facts of a link.
