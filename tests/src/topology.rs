@@ -117,7 +117,9 @@ impl Node {
             "link set lo up".to_owned(),
             "link set eth0 up".into(),
             format!("addr add {}/24 dev eth0", node_v4(index)),
-            "link add pods type bridge mcast_snooping 0".into(),
+            // A bridge without an address of its own takes the lowest of its ports', and changes it when a pod comes or
+            // goes: the others would send to the old one until their neighbour caches expire.
+            format!("link add pods address 02:6c:6f:61:6d:{index:02x} type bridge mcast_snooping 0"),
             "link set pods up".into(),
             format!("addr add {}/24 dev pods", pod_v4(index, 1)),
         ];
