@@ -1,6 +1,7 @@
 //! The repository's tasks: `cargo xtask demo`, `cargo xtask test`, and what continuous integration runs.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a task talks to the person who started it")]
 
+mod bench;
 mod build;
 mod ci;
 mod demo;
@@ -31,6 +32,8 @@ enum Task {
     Demo(demo::Arguments),
     /// Runs the tests: of each crate, and of everything together in a private network
     Test(rings::Arguments),
+    /// Measures the mesh beside plain TCP, and says which targets it reaches
+    Bench(bench::Arguments),
     /// Checks what demo and tests need of the system, and installs it where it can
     Setup,
     /// Builds the kernel programs into ebpf/prebuilt
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().task {
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test(arguments) => rings::run(&arguments),
+        Task::Bench(arguments) => bench::run(&arguments),
         Task::Setup => setup::run(),
         Task::Ebpf { check } => ebpf::build(&root(), check),
         Task::Codegen { check } => codegen(check),

@@ -38,13 +38,28 @@ const NEEDS: [Need; 6] = [
     Need { what: "mount", found: || host::finds_program("mount"), package: "mount" },
 ];
 
-fn missing() -> Vec<&'static Need> {
-    NEEDS.iter().filter(|need| !(need.found)()).collect()
+/// What makes the load of `bench`; nothing else needs it.
+const LOAD_NEEDS: [Need; 2] = [
+    Need { what: "iperf3", found: || host::finds_program("iperf3"), package: "iperf3" },
+    Need { what: "wrk", found: || host::finds_program("wrk"), package: "wrk" },
+];
+
+fn missing(needs: &[Need]) -> Vec<&Need> {
+    needs.iter().filter(|need| !(need.found)()).collect()
 }
 
 /// Makes sure that everything is there, installing what is missing where we may.
 pub(crate) fn ensure() -> Result<()> {
-    let missing = missing();
+    ensure_each(&NEEDS)
+}
+
+/// Makes sure that there is what makes load.
+pub(crate) fn ensure_load() -> Result<()> {
+    ensure_each(&LOAD_NEEDS)
+}
+
+fn ensure_each(needs: &[Need]) -> Result<()> {
+    let missing = missing(needs);
     if missing.is_empty() {
         return Ok(());
     }
@@ -67,7 +82,7 @@ pub(crate) fn ensure() -> Result<()> {
     let _ = apt(&["update", "-qq"]);
     let mut arguments = vec!["install", "-y", "-qq", "--no-install-recommends"];
     arguments.extend(&packages);
-    if apt(&arguments).is_err() || !self::missing().is_empty() {
+    if apt(&arguments).is_err() || !self::missing(needs).is_empty() {
         bail!(Unavailable(format!("apt-get could not install them. Install them and try again:\n  {install}")));
     }
     Ok(())

@@ -4,15 +4,18 @@
 mod capture;
 mod client;
 mod exec;
+mod feed;
 mod get;
 mod hold;
 mod init;
+mod paced;
 mod payload;
 mod pingpong;
 mod probe;
 mod rate;
 mod serve;
 mod transfer;
+mod web;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -21,6 +24,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 
 #[derive(Parser)]
@@ -146,6 +150,34 @@ enum Command {
         #[arg(long)]
         any_status: bool,
     },
+    /// An HTTP server that gives the same small answer to every request.
+    Web {
+        /// Where it listens.
+        listen: SocketAddr,
+    },
+    /// Requests to a `web` server over one connection at a steady pace.
+    Paced {
+        /// The server.
+        to: SocketAddr,
+        /// Requests per second.
+        #[arg(long)]
+        per_second: u32,
+        /// For how long.
+        #[arg(long)]
+        seconds: f64,
+    },
+    /// Serves the configuration of a large made-up mesh.
+    Feed {
+        /// Where it listens.
+        #[arg(long)]
+        listen: SocketAddr,
+        /// Directory of its own authority; `root-cert.pem` in it is what clients need.
+        #[arg(long)]
+        data_dir: PathBuf,
+        /// Number of workloads, ten to a service.
+        #[arg(long)]
+        workloads: u32,
+    },
     /// Looks at every packet of the network namespace until SIGTERM.
     Capture,
 }
@@ -166,12 +198,21 @@ fn run(command: Command) -> Result<()> {
         Command::Init { work, cgroup } => init::run(&work, &cgroup),
         Command::Exec { netns, cgroup, argv } => exec::run(netns.as_deref(), cgroup.as_deref(), &argv),
         Command::Get { url, any_status } => get::run(&url, any_status),
-        command => tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()?
-            .block_on(asynchronous(command)),
+        command => {
+            raise_descriptor_limit();
+            tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()?
+                .block_on(asynchronous(command))
+        }
     }
+}
+
+/// Ten thousand connections need as many descriptors. Where the limit stays lower, the reports say what failed.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
 async fn asynchronous(command: Command) -> Result<()> {
@@ -199,6 +240,11 @@ async fn asynchronous(command: Command) -> Result<()> {
             report(&pingpong::run(to, every, timeout, &tag).await?)
         }
         Command::Transfer(arguments) => report(&transfer::run(arguments).await?),
+        Command::Web { listen } => web::run(listen).await,
+        Command::Paced { to, per_second, seconds } => {
+            report(&paced::run(to, per_second, Duration::from_secs_f64(seconds)).await?)
+        }
+        Command::Feed { listen, data_dir, workloads } => feed::run(listen, &data_dir, workloads).await,
         Command::Capture => report(&capture::run().await?),
         Command::Init { .. } | Command::Exec { .. } | Command::Get { .. } => unreachable!("main runs these"),
     }
