@@ -1,8 +1,9 @@
 //! Where the built programs are.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 /// The packages whose programs the lab runs; each program has its package's name.
 pub const PACKAGES: [&str; 5] = ["loam-agent", "loam-ztunnel", "loam-controller", "loam-bookinfo", "loam-lab"];
@@ -10,8 +11,18 @@ pub const PACKAGES: [&str; 5] = ["loam-agent", "loam-ztunnel", "loam-controller"
 /// Names the directory of the programs when they are not beside the running one.
 pub const DIR_VARIABLE: &str = "LOAM_BIN_DIR";
 
+static CHOSEN: OnceLock<PathBuf> = OnceLock::new();
+
+/// From here on this process runs the programs in `dir`, such as those built for release.
+pub fn choose_dir(dir: PathBuf) -> Result<()> {
+    CHOSEN.set(dir).map_err(|_| anyhow!("the directory of the programs is chosen already"))
+}
+
 /// The directory that holds the built programs.
 pub fn dir() -> Result<PathBuf> {
+    if let Some(dir) = CHOSEN.get() {
+        return Ok(dir.clone());
+    }
     if let Some(dir) = std::env::var_os(DIR_VARIABLE) {
         return Ok(dir.into());
     }

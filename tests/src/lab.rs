@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -102,7 +103,7 @@ impl Lab {
         lab.sysctl(None, &common_sysctls())?;
         let mut lines = vec![
             "link set lo up".to_owned(),
-            "link add fabric type bridge mcast_snooping 0".into(),
+            "link add fabric address 02:6c:6f:61:6d:00 type bridge mcast_snooping 0".into(),
             format!("addr add {FABRIC_V4}/24 dev fabric"),
             "link set fabric up".into(),
         ];
@@ -203,6 +204,24 @@ impl Lab {
     pub(crate) fn sysctl(&self, netns: Option<&str>, settings: &BTreeMap<&str, String>) -> Result<()> {
         let settings = settings.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
         self.inner.init.ask(Ask::Sysctl { netns: netns.map(netns_path), settings }).map(drop)
+    }
+
+    /// A script that runs a command as a process of a pod or a node: `in NAME COMMAND ...`. Being in the pod's network
+    /// namespace is not enough, the connect hooks look at cgroups.
+    pub fn entrance(&self) -> Result<PathBuf> {
+        let path = self.inner.work.join("in");
+        let (cgroup, tool, init) = (self.inner.cgroup.display(), self.tool()?, self.outer_pid());
+        let script = format!(
+            "#!/bin/sh\n# in NAME COMMAND ...: runs a command in the pod or node NAME of this lab.\n\
+             name=$1; shift\n\
+             for cgroup in {cgroup}/*/pods/*.\"$name\" {cgroup}/\"$name\"/system; do\n  \
+             [ -d \"$cgroup\" ] && break\ndone\n\
+             case $cgroup in */pods/*) netns=${{cgroup##*/}};; *) netns=$name;; esac\n\
+             exec nsenter -t {init} -m -p -- {tool} exec --netns /run/netns/\"$netns\" --cgroup \"$cgroup\" -- \"$@\"\n"
+        );
+        fs::write(&path, script)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        Ok(path)
     }
 
     /// What every process said, for the eyes of whoever looks at a failure: the ends of what is not empty.

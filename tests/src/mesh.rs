@@ -1,5 +1,6 @@
 //! The mesh in a lab: a controller on the fabric; on each node a keeper with its agent, and a ztunnel.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,8 @@ pub struct Options {
     pub keeper: Vec<String>,
     /// Additional arguments of every ztunnel.
     pub ztunnel: Vec<String>,
+    /// Nodes, by name, whose ztunnel is another program than the one built here.
+    pub ztunnel_programs: BTreeMap<String, PathBuf>,
 }
 
 /// A running mesh.
@@ -301,7 +304,10 @@ impl MeshNode {
     pub fn start_ztunnel(&self) -> Result<Ztunnel> {
         let generation = self.generations.fetch_add(1, Ordering::Relaxed);
         let admin_port = 15000 + 100 * u16::try_from(generation % 100)?;
-        let program = bin::path("loam-ztunnel")?;
+        let program = match self.options.ztunnel_programs.get(self.node.name()) {
+            Some(program) => program.clone(),
+            None => bin::path("loam-ztunnel")?,
+        };
         let lab = self.node.lab();
         let arguments = [
             text(&program)?.to_owned(),

@@ -119,6 +119,19 @@ impl Process {
         fs::read_to_string(&path).with_context(|| format!("read {name} of {}", self.name))
     }
 
+    /// Time on a processor of its living threads. Threads that ended are missing, so it is for programs that keep theirs.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let tasks = fs::read_dir(self.proc_dir().join("task")).with_context(|| format!("threads of {}", self.name))?;
+        let mut nanoseconds = 0;
+        for task in tasks.flatten() {
+            // A thread may have ended since it was listed.
+            let Ok(text) = fs::read_to_string(task.path().join("schedstat")) else { continue };
+            let running = text.split_whitespace().next().and_then(|n| n.parse::<u64>().ok());
+            nanoseconds += running.with_context(|| format!("schedstat says {text:?}"))?;
+        }
+        Ok(Duration::from_nanos(nanoseconds))
+    }
+
     /// Number of descriptors it has open.
     pub fn open_files(&self) -> Result<usize> {
         Ok(fs::read_dir(self.proc_dir().join("fd")).with_context(|| format!("descriptors of {}", self.name))?.count())

@@ -98,6 +98,17 @@ impl Percentiles {
     }
 }
 
+/// Requests over one connection at a steady pace, each timed from when it was due.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Paced {
+    /// Requests answered.
+    pub answered: u64,
+    /// Why it ended early.
+    pub error: Option<String>,
+    /// Latency from the moment a request was due to its whole answer.
+    pub latency_us: Percentiles,
+}
+
 /// A long-lived connection with a message now and then.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PingPong {

@@ -101,9 +101,9 @@ impl Scene {
 }
 
 impl Pod {
-    /// One connection to a `talk` server, described.
+    /// One connection to a `talk` server, described. Its marker has the name of our namespace.
     pub fn probe(&self, to: SocketAddr) -> Result<Probe> {
-        self.report(&["probe", &to.to_string()], SHORT)
+        self.report(&["probe", &to.to_string(), "--tag", self.namespace()], SHORT)
     }
 
     /// One connection that must succeed, be seen with our address, and lead to `server`.

@@ -63,9 +63,10 @@ fn leaving_the_mesh_cuts_no_connection_and_coming_back_works_every_time() {
             ("client -> near", client.start_pingpong(near.at(TALK), "meshed")?),
             ("outside -> client", outside.start_pingpong(client.at(TALK), "in")?),
         ];
-        let rate = client.start_rate(&[far.at(TALK), near.at(TALK)], 100, 150, "toggle")?;
+        let inside = client.start_rate(&[far.at_each(TALK), near.at_each(TALK)].concat(), 300, 150, "toggle")?;
+        let from_outside = outside.start_rate(&client.at_each(TALK), 200, 150, "toggle")?;
         let captures = Capture::on_all(&lab.nodes())?;
-        for _ in 0..5 {
+        for _ in 0..10 {
             scene.un_enrol()?;
             std::thread::sleep(Duration::from_millis(300));
             scene.enrol()?;
@@ -75,9 +76,11 @@ fn leaving_the_mesh_cuts_no_connection_and_coming_back_works_every_time() {
             }
             outside.assert_reaches(client.at(TALK), &[client.at(TALK)])?;
         }
-        rate.signal(SIGTERM)?;
-        let rate: Rate = rate.report(LONG)?;
-        rate.assert_all_ok()?;
+        for rate in [inside, from_outside] {
+            rate.signal(SIGTERM)?;
+            let rate: Rate = rate.report(LONG)?;
+            rate.assert_all_ok()?;
+        }
         assert_unharmed(established)?;
         let seen = Capture::finish_all(captures)?;
         ensure!(seen.readable("meshed") == 0, "a connection through the mesh became readable: {:?}", seen.markers);

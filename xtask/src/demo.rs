@@ -6,10 +6,11 @@ mod wire;
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use loam_tests::capture::Capture;
 use loam_tests::mesh::Options;
-use loam_tests::{Lab, Mesh, bin, sweep};
+use loam_tests::{Lab, Mesh, Pod, bin, eventually, sweep};
+use serde_json::Value;
 
 use crate::term::{Term, seconds};
 use crate::{build, setup};
@@ -93,22 +94,23 @@ fn before(term: Term, lab: &Lab, cast: &Cast, shop: &Shop) -> Result<()> {
 fn join(term: Term, mesh: &Mesh, cast: &Cast) -> Result<()> {
     term.heading(&format!("The namespace joins: label {NAMESPACE} istio.io/dataplane-mode=ambient"));
     let members = cast.members();
-    term.step("no program is restarted, no connection is cut", || {
+    let looks = term.step("no program is restarted, no connection is cut", || {
         mesh.manifests().namespace(NAMESPACE, true)?;
-        mesh.wait_for_state(&members, "enrolled")
+        mesh.wait_for_state(&members, "enrolled")?;
+        // What the kernel has is looked at a moment after it was given.
+        members.iter().map(|pod| looked_at(mesh, pod)).collect::<Result<Vec<_>>>()
     })?;
     let heading =
         ["pod", "state", "namespace cookie", "connect hook", "steering program", "rules", "listeners", "took"];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
-    for pod in members {
-        let status = mesh.pod_status(pod)?;
+    for (pod, status) in members.iter().zip(looks) {
         let kernel = &status["kernel"];
-        let text = |value: &serde_json::Value| match value {
-            serde_json::Value::String(s) => s.clone(),
-            serde_json::Value::Null => "?".to_owned(),
+        let text = |value: &Value| match value {
+            Value::String(s) => s.clone(),
+            Value::Null => "?".to_owned(),
             other => other.to_string(),
         };
-        let yes = |value: &serde_json::Value| if value == true { "yes" } else { "NO" }.to_owned();
+        let yes = |value: &Value| if value == true { "yes" } else { "NO" }.to_owned();
         let took = status["timing"]["total_ms"].as_f64().map_or_else(|| "?".into(), |ms| format!("{ms:.0} ms"));
         rows.push(vec![
             pod.name().to_owned(),
@@ -123,6 +125,15 @@ fn join(term: Term, mesh: &Mesh, cast: &Cast) -> Result<()> {
     }
     term.table(&rows);
     Ok(())
+}
+
+/// The agent's entry of a pod, once it has looked at what the kernel has for it.
+fn looked_at(mesh: &Mesh, pod: &Pod) -> Result<Value> {
+    eventually(Duration::from_secs(10), || {
+        let status = mesh.pod_status(pod)?;
+        ensure!(status["kernel"]["captured"] == true, "{} is not captured: {status}", pod.name());
+        Ok(status)
+    })
 }
 
 fn after(term: Term, lab: &Lab, mesh: &Mesh, cast: &Cast, shop: &Shop, time: u32) -> Result<()> {
@@ -174,32 +185,19 @@ fn next(term: Term) -> Result<()> {
 
 fn keep(term: Term, lab: &Lab, cast: &Cast, shop: &Shop) -> Result<()> {
     let visitor = cast::visit(&cast.visitor, shop.productpage.at(PORT), 2, KEEP_SECONDS)?;
-    let programs = bin::dir()?;
-    let programs = programs.display();
-    let work = lab.work().display();
-    let enter = |netns: &str| format!("nsenter -t {} -m -p -- ip netns exec {netns}", lab.outer_pid());
+    let (programs, entrance) = (bin::dir()?, lab.entrance()?);
+    let (programs, enter, work) = (programs.display(), entrance.display(), lab.work().display());
+    let get = |place: &str, url: &str| format!("{enter} {place} {programs}/loam-lab get http://{url}");
     term.heading("It keeps running, with two pages per second. In another terminal, as root:");
     let say = |what: &str, command: String| println!("  {}\n    {}", term.dim(what), term.accent(&command));
     say("what the kernel says about each pod", format!("{programs}/loam-agent status --run-dir {work}/node-a/run"));
-    say(
-        "every connection with both identities",
-        format!("tail -f {work}/logs/*ztunnel*.out {work}/logs/*ztunnel*.err"),
-    );
-    say("a page, fetched by the visitor", {
-        format!(
-            "{} {programs}/loam-lab get http://{}/productpage",
-            enter(cast.visitor.netns_name()),
-            shop.productpage.at(PORT)
-        )
-    });
-    say(
-        "what a ztunnel knows",
-        format!("{} {programs}/loam-lab get http://127.0.0.1:15000/config_dump", enter("node-a")),
-    );
-    say("its metrics", format!("{} {programs}/loam-lab get http://127.0.0.1:15020/metrics", enter("node-a")));
-    say("the wire", format!("{} tcpdump -ni any -X port 15008", enter("node-a")));
-    say("a shell in a pod", format!("{} bash", enter(cast.productpage.netns_name())));
-    say("manifests: change a label and watch", format!("{work}/manifests/"));
+    say("every connection with both identities", format!("tail -f {work}/logs/*ztunnel*.out"));
+    say("a page, fetched by the visitor", get("visitor", &format!("{}/productpage", shop.productpage.at(PORT))));
+    say("what a ztunnel knows", get("node-a", "127.0.0.1:15000/config_dump"));
+    say("its metrics", get("node-a", "127.0.0.1:15020/metrics"));
+    say("the wire", format!("{enter} node-a tcpdump -ni any -X port 15008"));
+    say("a shell in a pod", format!("{enter} productpage-v1 bash"));
+    say("the manifests: take the label away and watch", format!("$EDITOR {work}/manifests/namespace-{NAMESPACE}.yaml"));
     println!("\n  Ctrl-C ends it and leaves nothing behind.");
     let end = visitor.wait(Duration::from_secs(u64::from(KEEP_SECONDS)))?;
     bail!("the visitor ended: {end}")

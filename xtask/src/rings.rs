@@ -84,7 +84,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if net {
         term.heading("Network tests");
         for program in programs.iter().filter(|p| p.package == NET_PACKAGE && p.is_integration) {
-            let is_wanted = |t: &&String| t.contains(&filter) && !NOT_TESTS.contains(&t.as_str());
+            let is_named = |t: &str| t.contains(&filter) || program.name.contains(&filter);
+            let is_wanted = |t: &&String| is_named(t) && !NOT_TESTS.contains(&t.as_str());
             for test in list(program, true)?.iter().filter(is_wanted) {
                 network(term, program, test, &mut tally)?;
             }

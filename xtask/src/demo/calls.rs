@@ -47,8 +47,7 @@ pub(crate) fn table(mesh: &Mesh) -> Vec<Vec<String>> {
         sum.received += received;
         sum.milliseconds.extend(text("duration").trim_end_matches("ms").parse::<u64>());
     }
-    let heading =
-        ["caller", "proven identity", "called", "proven identity", "connections", "sent", "received", "median"];
+    let heading = ["caller", "proven name", "called", "proven name", "calls", "sent", "received", "median"];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     for ([caller, from, called, to], mut sum) in sums {
         sum.milliseconds.sort_unstable();
