@@ -49,9 +49,6 @@ impl Captured {
         for (port, bytes) in other.payload_bytes {
             *self.payload_bytes.entry(port).or_default() += bytes;
         }
-        for (port, resets) in other.resets {
-            *self.resets.entry(port).or_default() += resets;
-        }
         for (tag, marked) in other.markers {
             let mine = self.markers.entry(tag).or_default();
             mine.packets += marked.packets;

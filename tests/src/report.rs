@@ -168,8 +168,6 @@ pub struct Captured {
     pub payload_bytes: BTreeMap<u16, u64>,
     /// Packets with a marker, by its tag.
     pub markers: BTreeMap<String, Marked>,
-    /// Resets, by the lower of the two ports.
-    pub resets: BTreeMap<u16, u64>,
     /// Packets with a readable line of HTTP/1, by who sent them to whom, as a pair of addresses.
     pub http: Vec<(IpAddr, IpAddr, u64)>,
     /// The first payload of each flow.

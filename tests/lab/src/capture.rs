@@ -114,9 +114,6 @@ impl Watch {
         self.report.packets += 1;
         let Some(segment) = Segment::parse(frame) else { return };
         let port = segment.from.port().min(segment.to.port());
-        if segment.reset {
-            *self.report.resets.entry(port).or_default() += 1;
-        }
         if segment.payload.is_empty() {
             return;
         }
@@ -157,7 +154,6 @@ impl Watch {
 struct Segment<'a> {
     from: SocketAddr,
     to: SocketAddr,
-    reset: bool,
     payload: &'a [u8],
 }
 
@@ -190,7 +186,6 @@ impl<'a> Segment<'a> {
         Some(Self {
             from: (from, u16::try_from(word(tcp, 0)?).ok()?).into(),
             to: (to, u16::try_from(word(tcp, 2)?).ok()?).into(),
-            reset: tcp.get(13)? & 0x04 != 0,
             payload: tcp.get(header..)?,
         })
     }
@@ -275,7 +270,7 @@ mod tests {
         v4.extend(tcp);
         v4.extend([0; 9]);
         let segment = Segment::parse(&v4).unwrap();
-        assert_eq!((segment.payload, segment.reset), (&b"abc"[..], true));
+        assert_eq!(segment.payload, b"abc");
         assert_eq!((segment.from, segment.to), ("10.0.0.1:8080".parse().unwrap(), "10.0.0.2:12345".parse().unwrap()));
 
         let mut v6 = vec![0; 12];
