@@ -87,6 +87,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Outlet<IO> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).poll_drain(cx)
     }
 
+    /// Whether bytes wait to be written for the first time; those the socket did not take already had their turn.
+    pub(crate) fn has_gathered(&self) -> bool {
+        let shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        !shared.batch.is_empty() && shared.written == 0
+    }
+
     /// Bytes that arrived so far.
     pub(crate) fn arrived(&self) -> u64 {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).arrived

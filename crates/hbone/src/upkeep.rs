@@ -17,6 +17,8 @@ pub(crate) struct Upkeep<IO> {
     outlet: Outlet<IO>,
     windows: Windows,
     liveness: Liveness,
+    /// What was gathered waits for the streams that were woken together with the one that wrote it.
+    yielded: bool,
 }
 
 /// Why a tunnel is over although HTTP/2 has not noticed.
@@ -34,7 +36,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Upkeep<IO> {
     /// To be made when the HTTP/2 handshake is done: from now on writes wait for the end of a turn.
     pub(crate) fn new(outlet: Outlet<IO>, pings: PingPong, unread: Arc<Unread>) -> Self {
         outlet.gather();
-        Self { outlet, windows: Windows::new(unread), liveness: Liveness::new(pings) }
+        Self { outlet, windows: Windows::new(unread), liveness: Liveness::new(pings), yielded: false }
     }
 
     /// Ends a turn; to be polled last. `announce` changes the stream window if HTTP/2 can do so now. Ready at intervals,
@@ -51,13 +53,25 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Upkeep<IO> {
             self.windows.announced(window);
             cx.waker().wake_by_ref();
         }
-        if let Poll::Ready(Err(error)) = self.outlet.poll_flush(cx) {
+        if let Poll::Ready(Err(error)) = self.poll_flush(cx) {
             return Poll::Ready(Err(Loss::Write(error)));
         }
         self.liveness.poll(cx, self.outlet.arrived()).map(|pulse| match pulse {
             Pulse::Beat => Ok(()),
             Pulse::Dead => Err(Loss::Silent),
         })
+    }
+
+    /// Lets go of what was gathered, one turn late: a scheduler may run this task right behind the first stream that
+    /// wrote, and then every stream would have a system call of its own. Whoever was runnable before us comes first.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.yielded && self.outlet.has_gathered() {
+            self.yielded = true;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.yielded = false;
+        self.outlet.poll_flush(cx)
     }
 
     /// What TLS says about the end of the tunnel. In TLS 1.3 a server's refusal arrives after the handshake.
