@@ -48,7 +48,7 @@ pub struct Flags {
     /// Where readiness is served.
     #[arg(long, env = "READINESS_ADDRESS", default_value = "[::]:15021")]
     readiness_address: SocketAddr,
-    /// Threads that carry traffic; 0 is one per processor.
+    /// Threads that carry traffic; 0 is half of the processors: the other half is for those whose traffic it is.
     #[arg(long, env = "ZTUNNEL_WORKER_THREADS", default_value_t = 0)]
     worker_threads: usize,
     /// User and group to run as.
@@ -160,7 +160,7 @@ impl TryFrom<Flags> for Config {
             metrics_address: flags.metrics_address,
             readiness_address: flags.readiness_address,
             worker_threads: match flags.worker_threads {
-                0 => std::thread::available_parallelism().map_or(1, usize::from),
+                0 => default_threads(std::thread::available_parallelism().map_or(1, usize::from)),
                 n => n,
             },
             uid: flags.uid,
@@ -171,9 +171,20 @@ impl TryFrom<Flags> for Config {
     }
 }
 
+/// Half of the processors: the applications whose traffic it is need the rest, and on a small machine more threads
+/// only wake each other.
+fn default_threads(processors: usize) -> usize {
+    (processors / 2).max(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn half_of_the_processors_carry_traffic() {
+        assert_eq!([1, 2, 3, 8].map(default_threads), [1, 1, 1, 4]);
+    }
 
     fn parse(args: &[&str]) -> Result<Config, Vec<String>> {
         let required = ["loam-ztunnel", "--node", "n1", "--ca-root", "/r", "--token", "/t"];

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use loam_node::Kind;
 use tokio::net::TcpStream;
@@ -32,8 +32,8 @@ pub struct Deliveries {
 
 /// A delivery's place in the set; given back when dropped.
 #[derive(Debug)]
-pub struct Delivery<'a> {
-    of: &'a Deliveries,
+pub struct Delivery {
+    of: Arc<Deliveries>,
     from: SocketAddr,
 }
 
@@ -44,13 +44,23 @@ impl Deliveries {
     }
 
     /// Connects to `upstream` from inside `pod` as if `client` had.
-    pub async fn dial(&self, pod: &Pod, client: IpAddr, upstream: SocketAddr) -> io::Result<(TcpStream, Delivery<'_>)> {
+    pub async fn dial(
+        self: &Arc<Self>,
+        pod: &Pod,
+        client: IpAddr,
+        upstream: SocketAddr,
+    ) -> io::Result<(TcpStream, Delivery)> {
         timeout(CONNECT_TIMEOUT, self.connect(pod, client, upstream))
             .await
             .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer from the application")))
     }
 
-    async fn connect(&self, pod: &Pod, client: IpAddr, upstream: SocketAddr) -> io::Result<(TcpStream, Delivery<'_>)> {
+    async fn connect(
+        self: &Arc<Self>,
+        pod: &Pod,
+        client: IpAddr,
+        upstream: SocketAddr,
+    ) -> io::Result<(TcpStream, Delivery)> {
         if client == upstream.ip() {
             // The pod calls itself. Its own address needs no borrowing, and the mark of a delivery would send the
             // connection back to the outbound listener.
@@ -58,7 +68,7 @@ impl Deliveries {
             let stream = socket.connect(upstream).await?;
             let from = stream.local_addr()?;
             self.lock().insert(from);
-            return Ok((stream, Delivery { of: self, from }));
+            return Ok((stream, Delivery { of: self.clone(), from }));
         }
         let mut last = io::Error::from(io::ErrorKind::AddrInUse);
         for _ in 0..MAX_TRIES {
@@ -74,7 +84,7 @@ impl Deliveries {
             }
             // Known as ours before its SYN can come back to one of our listeners.
             self.lock().insert(from);
-            let delivery = Delivery { of: self, from };
+            let delivery = Delivery { of: self.clone(), from };
             match socket.connect(upstream).await {
                 Ok(stream) => return Ok((stream, delivery)),
                 Err(error) if is_port_taken(&error) => last = error,
@@ -97,7 +107,7 @@ impl Deliveries {
     }
 }
 
-impl Drop for Delivery<'_> {
+impl Drop for Delivery {
     fn drop(&mut self) {
         self.of.lock().remove(&self.from);
     }
@@ -122,10 +132,10 @@ mod tests {
 
     #[test]
     fn a_delivery_is_known_as_ours_while_it_lives() {
-        let deliveries = Deliveries::default();
+        let deliveries = Arc::new(Deliveries::default());
         let from = "10.0.0.1:61000".parse().unwrap();
         deliveries.lock().insert(from);
-        let delivery = Delivery { of: &deliveries, from };
+        let delivery = Delivery { of: deliveries.clone(), from };
         assert!(deliveries.is_own(from));
         drop(delivery);
         assert!(!deliveries.is_own(from));

@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 struct Forward;
 
 impl Handler for Forward {
-    async fn connect(&self, incoming: Incoming) {
+    async fn connect(&self, incoming: Box<Incoming>) {
         let app = TcpStream::connect(incoming.request().authority.to_string()).await.unwrap();
         app.set_nodelay(true).unwrap();
         incoming.accept(app, None, Hooks::none()).await;

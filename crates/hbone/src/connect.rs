@@ -17,9 +17,9 @@ use loam_tls::{Credentials, HandshakeError};
 use tokio::net::TcpStream;
 
 use crate::flow::Unread;
-use crate::outcome::{Hooks, Outcome, Side};
+use crate::outcome::{Hooks, Relay, Side};
 use crate::pool::Slot;
-use crate::relay;
+use crate::relay::{self, Stream};
 use crate::request::ConnectHeaders;
 use crate::socket::Held;
 
@@ -160,19 +160,11 @@ impl Opened {
     }
 
     /// Carries an application's connection until both sides are done with it. `app` is the downstream.
-    pub fn carry<A>(self, app: TcpStream, hooks: Hooks<A>) -> impl Future<Output = Outcome> + Send
-    where
-        A: Future<Output = Reason> + Send,
-    {
+    pub fn carry(self, app: TcpStream, hooks: Hooks) -> Relay {
         // Held before the future first runs: dropping it unpolled must reset the application too.
         let app = Held::new(app);
-        async move {
-            let Self { send, recv, unread, baggage, slot } = self;
-            drop(baggage);
-            let outcome = relay::relay_tunnel(send, recv, unread, app, Side::Downstream, hooks).await;
-            drop(slot);
-            outcome
-        }
+        let Self { send, recv, unread, baggage: _, slot } = self;
+        relay::relay_tunnel(Stream { send, recv, unread, slot: Some(slot) }, app, Side::Downstream, hooks)
     }
 }
 

@@ -13,6 +13,7 @@ mod flow;
 mod liveness;
 mod outcome;
 mod pool;
+mod read_ahead;
 mod relay;
 mod request;
 mod serve;
@@ -21,7 +22,7 @@ mod transport;
 mod upkeep;
 
 pub use connect::{Dial, OpenError, OpenRequest, Opened};
-pub use outcome::{End, Hooks, Meter, Outcome, Side};
+pub use outcome::{End, Hooks, Meter, Outcome, Relay, Side};
 pub use pool::{Pool, PoolConfig, PoolStats, TunnelKey};
 pub use relay::relay_plain;
 pub use request::{ConnectHeaders, Malformed, Request};

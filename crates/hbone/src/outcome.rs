@@ -1,7 +1,8 @@
 //! How a carried connection ended, and what its owner may do with it while it lives.
 
 use std::fmt;
-use std::future::{self, Future, Pending};
+use std::future::{self, Future};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -100,23 +101,28 @@ impl Meter {
     }
 }
 
+/// A connection while it is carried. Dropping it resets both sides.
+///
+/// On the heap: a connection lives in it for much longer than in all that led to it, and whatever that needed is free
+/// again when only this is kept.
+pub type Relay = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+
 /// What the owner of a connection keeps in hand while the engine carries it.
-pub struct Hooks<A> {
-    pub(crate) abort: A,
+pub struct Hooks {
+    /// On the heap: every future that it is handed through would have room for it.
+    pub(crate) abort: Pin<Box<dyn Future<Output = Reason> + Send>>,
     pub(crate) meter: Arc<Meter>,
 }
 
-impl Hooks<Pending<Reason>> {
+impl Hooks {
     /// Nothing ends the connection but its two sides.
     pub fn none() -> Self {
         Self::abort_on(future::pending())
     }
-}
 
-impl<A: Future<Output = Reason> + Send> Hooks<A> {
     /// When `abort` is ready, both sides are reset for its reason: a policy changed, the workload left, a drain is over.
-    pub fn abort_on(abort: A) -> Self {
-        Self { abort, meter: Arc::default() }
+    pub fn abort_on(abort: impl Future<Output = Reason> + Send + 'static) -> Self {
+        Self { abort: Box::pin(abort), meter: Arc::default() }
     }
 
     /// Counts into `meter`, so that bytes are seen before the connection ends. It must be fresh.

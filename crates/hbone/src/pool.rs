@@ -3,7 +3,7 @@
 mod book;
 mod tunnel;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -151,9 +151,10 @@ impl Pool {
         }
     }
 
-    /// Retires the tunnels to a peer: the workload with this address is gone. Living streams go on.
-    pub fn retire_peer(&self, peer: IpAddr) {
-        self.retire(|book, close| book.retire_peer(peer.to_canonical(), close));
+    /// Retires the tunnels to these addresses: they belong to other workloads than before, or to none. What lives in
+    /// the tunnels goes on, as far as there is somebody at the other end.
+    pub fn retire_peers(&self, peers: &HashSet<IpAddr>) {
+        self.retire(|book, close| book.retire_peers(peers, close));
     }
 
     /// Retires the tunnels of a pod that left. Living streams go on.

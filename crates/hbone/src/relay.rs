@@ -15,8 +15,9 @@ use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::ReadHalf;
 
+pub(crate) use chunk::ChunkSize;
 pub use plain::relay_plain;
-pub(crate) use tunnel::relay_tunnel;
+pub(crate) use tunnel::{Stream, relay_tunnel};
 
 /// Ends when the kernel reports an error of the socket: a reset, or a peer that stopped answering. Reading would find
 /// it too, but a relay that waits for its other side does not read, and one that saw FIN has nothing to read.

@@ -144,6 +144,7 @@ fn status_of(reason: Reason) -> StatusCode {
         Reason::MalformedRequest | Reason::AuthorityMismatch => StatusCode::BAD_REQUEST,
         Reason::Denied | Reason::PolicyPending => StatusCode::UNAUTHORIZED,
         Reason::WorkloadUnknown
+        | Reason::NotRegistered
         | Reason::NoHealthyUpstream
         | Reason::PortUnknown
         | Reason::WaypointUnavailable

@@ -1,7 +1,7 @@
 //! The receiving end: an accepted tunnel and the CONNECTs in it.
 
 use std::fmt;
-use std::future::{Future, poll_fn};
+use std::future::{Future, poll_fn, ready};
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
@@ -25,8 +25,9 @@ use crate::flow::{
     CONNECTION_WINDOW, DATA_FRAME_BUDGET, MAX_FRAME_BYTES, MAX_LOCAL_ERROR_RESETS, MAX_PENDING_RESETS,
     MAX_REQUEST_HEADER_BYTES, MAX_SEND_BUFFER_BYTES, STREAM_WINDOW, Unread,
 };
-use crate::outcome::{End, Hooks, Outcome, Side};
-use crate::relay;
+use crate::outcome::{End, Hooks, Relay, Side};
+use crate::read_ahead::ReadAhead;
+use crate::relay::{self, Stream};
 use crate::request::{self, ConnectHeaders, Malformed, Request};
 use crate::socket::{Held, KEEPALIVE, prepare};
 use crate::transport::{Batched, MAX_BATCH_BYTES, batched};
@@ -58,7 +59,7 @@ impl Default for Limits {
 /// Answers the CONNECTs of tunnels.
 pub trait Handler: Send + Sync + 'static {
     /// Answers one, and carries its connection. It runs in a task of its own, which ends at the latest with the tunnel.
-    fn connect(&self, incoming: Incoming) -> impl Future<Output = ()> + Send;
+    fn connect(&self, incoming: Box<Incoming>) -> impl Future<Output = ()> + Send;
 
     /// Hears of a request that was answered with 400 because it is no plain CONNECT to a readable authority.
     fn malformed(&self, peer: &Identity, peer_addr: DownstreamAddr, error: &Malformed);
@@ -115,7 +116,7 @@ pub async fn serve<H: Handler>(
 ) -> Result<Served, ServeError> {
     let peer_addr = DownstreamAddr::new(socket.peer_addr().map_err(ServeError::Socket)?);
     prepare(&socket, KEEPALIVE).map_err(ServeError::Socket)?;
-    let (mut tls, peer) = loam_tls::accept(socket, credentials).await?;
+    let (mut tls, peer) = loam_tls::accept(ReadAhead::new(socket), credentials).await?;
     tls.get_mut().1.set_buffer_limit(Some(MAX_BATCH_BYTES));
     let (io, outlet) = batched(tls);
     let handshake = Builder::new()
@@ -205,7 +206,7 @@ fn receive<H: Handler>(
                 peer: tunnel.peer.clone(),
                 peer_addr: tunnel.peer_addr,
             };
-            let incoming = Incoming { request, stream: Some((respond, recv)), tunnel: tunnel.clone() };
+            let incoming = Box::new(Incoming { request, stream: Some((respond, recv)), tunnel: tunnel.clone() });
             let handler = handler.clone();
             streams.spawn(async move { handler.connect(incoming).await });
         }
@@ -226,7 +227,7 @@ struct Tunnel {
     early_resets: AtomicUsize,
 }
 
-type Io = TlsStream<TcpStream>;
+type Io = TlsStream<ReadAhead<TcpStream>>;
 
 struct Driver {
     connection: Connection<Batched<Io>, Bytes>,
@@ -289,36 +290,21 @@ impl Incoming {
 
     /// Answers 200, with the labels of the local workload, and carries the stream to `app`, the upstream, until both
     /// sides are done with it.
-    pub fn accept<A>(
-        mut self,
-        app: TcpStream,
-        baggage: Option<&str>,
-        hooks: Hooks<A>,
-    ) -> impl Future<Output = Outcome> + Send + use<A>
-    where
-        A: Future<Output = Reason> + Send,
-    {
+    pub fn accept(mut self, app: TcpStream, baggage: Option<&str>, hooks: Hooks) -> Relay {
         // Held before the future first runs: dropping it unpolled must reset the application too.
         let app = Held::new(app);
         let answered = self.stream.take().and_then(|(mut respond, recv)| {
             respond.send_response(request::accepted(baggage), false).ok().map(|send| (send, recv))
         });
-        match &answered {
-            // Streams that live pay for some that do not.
-            Some(_) => {
-                let early = &self.tunnel.early_resets;
-                let _ = early.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
-            }
-            None => self.count_early_reset(),
-        }
-        let unread = self.tunnel.unread.clone();
-        drop(self);
-        async move {
-            match answered {
-                Some((send, recv)) => relay::relay_tunnel(send, recv, unread, app, Side::Upstream, hooks).await,
-                None => hooks.meter.outcome(End::Reset(Side::Downstream)),
-            }
-        }
+        let Some((send, recv)) = answered else {
+            self.count_early_reset();
+            return Box::pin(ready(hooks.meter.outcome(End::Reset(Side::Downstream))));
+        };
+        // Streams that live pay for some that do not.
+        let early = &self.tunnel.early_resets;
+        let _ = early.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+        let stream = Stream { send, recv, unread: self.tunnel.unread.clone(), slot: None };
+        relay::relay_tunnel(stream, app, Side::Upstream, hooks)
     }
 
     fn count_early_reset(&self) {

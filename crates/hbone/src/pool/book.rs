@@ -1,6 +1,6 @@
 //! What the pool knows about its tunnels and what follows from it; no IO, no clock.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -196,9 +196,9 @@ impl Book {
         expired
     }
 
-    /// Retires every tunnel to an address.
-    pub(crate) fn retire_peer(&mut self, peer: IpAddr, close: &mut Vec<TunnelId>) {
-        self.retire_where(close, |key| key.next_hop.ip() == peer);
+    /// Retires every tunnel to one of these addresses.
+    pub(crate) fn retire_peers(&mut self, peers: &HashSet<IpAddr>, close: &mut Vec<TunnelId>) {
+        self.retire_where(close, |key| peers.contains(&key.next_hop.ip()));
     }
 
     /// Retires every tunnel of a pod.
@@ -391,7 +391,7 @@ mod tests {
         book.forget_pod("a", &mut closed);
         closed.sort_unstable();
         assert_eq!(closed, ids[..2]);
-        book.retire_peer("10.0.0.7".parse().unwrap(), &mut closed);
+        book.retire_peers(&["10.0.0.7".parse().unwrap()].into(), &mut closed);
         assert_eq!(closed, ids);
         assert_eq!(book.counts(), (0, 0));
     }

@@ -1,10 +1,9 @@
 //! Joins two sockets without a tunnel.
 
-use std::future::Future;
+use std::future::poll_fn;
 use std::net::Shutdown;
 
 use bytes::{Buf, BytesMut};
-use loam_core::reason::Reason;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::net::tcp::ReadHalf;
@@ -12,54 +11,43 @@ use tokio::net::tcp::ReadHalf;
 use super::chunk::ChunkSize;
 use super::tunnel::again;
 use super::{failure, read_now};
-use crate::outcome::{End, Hooks, Meter, Outcome, Side};
+use crate::outcome::{End, Hooks, Meter, Relay, Side};
 use crate::socket::Held;
 
 /// Carries a connection between two sockets until both directions are finished or one side is reset.
-pub fn relay_plain<A>(
-    downstream: TcpStream,
-    upstream: TcpStream,
-    hooks: Hooks<A>,
-) -> impl Future<Output = Outcome> + Send
-where
-    A: Future<Output = Reason> + Send,
-{
+pub fn relay_plain(downstream: TcpStream, upstream: TcpStream, mut hooks: Hooks) -> Relay {
     // Held before the future first runs: dropping it unpolled must reset both sides too.
-    relay(Held::new(downstream), Held::new(upstream), hooks)
-}
-
-async fn relay<A>(mut downstream: Held, mut upstream: Held, hooks: Hooks<A>) -> Outcome
-where
-    A: Future<Output = Reason> + Send,
-{
-    let Hooks { abort, meter } = hooks;
-    let end = {
-        let (down_read, down_write) = downstream.split();
-        let (up_read, up_write) = upstream.split();
-        let (down, up): (&TcpStream, &TcpStream) = (down_write.as_ref(), up_write.as_ref());
-        let both = async {
-            tokio::try_join!(
-                copy(down_read, Side::Downstream, up, Side::Upstream, &meter),
-                copy(up_read, Side::Upstream, down, Side::Downstream, &meter),
-            )
+    let (mut downstream, mut upstream) = (Held::new(downstream), Held::new(upstream));
+    Box::pin(async move {
+        let end = {
+            let meter = &hooks.meter;
+            let (down_read, down_write) = downstream.split();
+            let (up_read, up_write) = upstream.split();
+            let (down, up): (&TcpStream, &TcpStream) = (down_write.as_ref(), up_write.as_ref());
+            let both = async {
+                tokio::try_join!(
+                    copy(down_read, Side::Downstream, up, Side::Upstream, meter),
+                    copy(up_read, Side::Upstream, down, Side::Downstream, meter),
+                )
+            };
+            tokio::select! {
+                biased;
+                reason = &mut hooks.abort => End::Aborted(reason),
+                both = both => match both {
+                    Ok(_) => End::Finished,
+                    Err(end) => end,
+                },
+                _ = failure(down) => End::Reset(Side::Downstream),
+                _ = failure(up) => End::Reset(Side::Upstream),
+            }
         };
-        tokio::select! {
-            biased;
-            reason = abort => End::Aborted(reason),
-            both = both => match both {
-                Ok(_) => End::Finished,
-                Err(end) => end,
-            },
-            _ = failure(down) => End::Reset(Side::Downstream),
-            _ = failure(up) => End::Reset(Side::Upstream),
+        if end == End::Finished {
+            downstream.finish();
+            upstream.finish();
         }
-    };
-    if end == End::Finished {
-        downstream.finish();
-        upstream.finish();
-    }
-    // Otherwise dropping them resets both.
-    meter.outcome(end)
+        // Otherwise dropping them resets both.
+        hooks.meter.outcome(end)
+    })
 }
 
 /// One direction until FIN, which is passed on.
@@ -73,7 +61,7 @@ async fn copy(
     let mut size = ChunkSize::default();
     loop {
         // Wait without a buffer.
-        from.readable().await.map_err(|_| End::Reset(from_side))?;
+        poll_fn(|cx| from.as_ref().poll_read_ready(cx)).await.map_err(|_| End::Reset(from_side))?;
         let mut buffer = BytesMut::new();
         loop {
             let limit = size.bytes();
@@ -98,7 +86,7 @@ async fn copy(
 
 async fn write_all(to: &TcpStream, to_side: Side, bytes: &mut BytesMut, from: Side, meter: &Meter) -> Result<(), End> {
     while !bytes.is_empty() {
-        to.writable().await.map_err(|_| End::Reset(to_side))?;
+        poll_fn(|cx| to.poll_write_ready(cx)).await.map_err(|_| End::Reset(to_side))?;
         match to.try_write(bytes) {
             Ok(n) => {
                 bytes.advance(n);

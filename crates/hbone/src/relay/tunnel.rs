@@ -1,6 +1,6 @@
 //! Joins an application's socket and a stream of a tunnel.
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::sync::Arc;
@@ -8,7 +8,6 @@ use std::task::Poll;
 
 use bytes::{Bytes, BytesMut};
 use h2::{Reason as Code, RecvStream, SendStream};
-use loam_core::reason::Reason;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::net::tcp::ReadHalf;
@@ -17,54 +16,59 @@ use super::chunk::ChunkSize;
 use super::pending::{MAX_SLICES, Pending};
 use super::{failure, read_now};
 use crate::flow::{Unread, UnreadShare};
-use crate::outcome::{End, Hooks, Meter, Outcome, Side};
+use crate::outcome::{End, Hooks, Meter, Relay, Side};
+use crate::pool::Slot;
 use crate::socket::Held;
+
+/// A stream of a tunnel that was agreed upon.
+pub(crate) struct Stream {
+    pub(crate) send: SendStream<Bytes>,
+    pub(crate) recv: RecvStream,
+    pub(crate) unread: Arc<Unread>,
+    /// Its place in a tunnel that we opened.
+    pub(crate) slot: Option<Slot>,
+}
 
 /// Carries `app`, which stands on `side`, through a stream until both directions are finished or one side is reset.
 ///
 /// FIN travels as END_STREAM and each direction ends for itself. A reset of the application travels as RST_STREAM,
 /// and RST_STREAM or the loss of the tunnel as a reset of the application: it never takes a truncated stream for whole.
-pub(crate) async fn relay_tunnel<A>(
-    mut send: SendStream<Bytes>,
-    recv: RecvStream,
-    unread: Arc<Unread>,
-    mut app: Held,
-    side: Side,
-    hooks: Hooks<A>,
-) -> Outcome
-where
-    A: Future<Output = Reason> + Send,
-{
-    let Hooks { abort, meter } = hooks;
-    let end = {
-        let (read, write) = app.split();
-        let socket: &TcpStream = write.as_ref();
-        let ends = Ends { app: socket, side, meter: &meter };
-        let both =
-            async { tokio::try_join!(ends.to_tunnel(read, &mut send), ends.to_app(recv, UnreadShare::new(unread))) };
-        tokio::select! {
-            biased;
-            reason = abort => End::Aborted(reason),
-            both = both => match both {
-                Ok(_) => End::Finished,
-                Err(end) => end,
-            },
-            _ = failure(socket) => End::Reset(side),
-        }
-    };
-    match end {
-        End::Finished => app.finish(),
-        End::Reset(_) | End::TunnelLost | End::Aborted(_) => {
-            // RFC 9113 8.5: an error of the TCP connection that CONNECT asked for is CONNECT_ERROR.
-            let code = match (end, side) {
-                (End::Reset(by), Side::Upstream) if by == side => Code::CONNECT_ERROR,
-                _ => Code::CANCEL,
+pub(crate) fn relay_tunnel(mut stream: Stream, mut app: Held, side: Side, mut hooks: Hooks) -> Relay {
+    // What is captured is used where it is: a future has room for both a captured value and the variable it moves to.
+    Box::pin(async move {
+        let end = {
+            let (read, write) = app.split();
+            let socket: &TcpStream = write.as_ref();
+            let ends = Ends { app: socket, side, meter: &hooks.meter };
+            let share = UnreadShare::new(stream.unread.clone());
+            let both = async {
+                tokio::try_join!(ends.to_tunnel(read, &mut stream.send), ends.to_app(&mut stream.recv, share))
             };
-            send.send_reset(code);
-            drop(app);
+            tokio::select! {
+                biased;
+                reason = &mut hooks.abort => End::Aborted(reason),
+                both = both => match both {
+                    Ok(_) => End::Finished,
+                    Err(end) => end,
+                },
+                _ = failure(socket) => End::Reset(side),
+            }
+        };
+        match end {
+            End::Finished => app.finish(),
+            End::Reset(_) | End::TunnelLost | End::Aborted(_) => {
+                // RFC 9113 8.5: an error of the TCP connection that CONNECT asked for is CONNECT_ERROR.
+                let code = match (end, side) {
+                    (End::Reset(by), Side::Upstream) if by == side => Code::CONNECT_ERROR,
+                    _ => Code::CANCEL,
+                };
+                stream.send.send_reset(code);
+                drop(app);
+            }
         }
-    }
-    meter.outcome(end)
+        drop(stream.slot.take());
+        hooks.meter.outcome(end)
+    })
 }
 
 struct Ends<'a> {
@@ -82,7 +86,7 @@ impl Ends<'_> {
             tokio::select! {
                 biased;
                 code = poll_fn(|cx| send.poll_reset(cx)) => return self.stopped(code),
-                ready = app.readable() => ready.map_err(|_| End::Reset(self.side))?,
+                ready = poll_fn(|cx| self.app.poll_read_ready(cx)) => ready.map_err(|_| End::Reset(self.side))?,
             };
             loop {
                 send.reserve_capacity(size.bytes());
@@ -130,7 +134,7 @@ impl Ends<'_> {
     }
 
     /// From the tunnel until END_STREAM, which becomes FIN.
-    async fn to_app(&self, mut recv: RecvStream, mut unread: UnreadShare) -> Result<(), End> {
+    async fn to_app(&self, recv: &mut RecvStream, mut unread: UnreadShare) -> Result<(), End> {
         let mut pending = Pending::default();
         let mut ended = false;
         loop {
@@ -181,7 +185,7 @@ impl Ends<'_> {
                     // is counted, and a reset is seen.
                     tokio::select! {
                         biased;
-                        ready = self.app.writable() => ready.map_err(|_| End::Reset(self.side))?,
+                        ready = poll_fn(|cx| self.app.poll_write_ready(cx)) => ready.map_err(|_| End::Reset(self.side))?,
                         piece = recv.data(), if !ended => match piece {
                             Some(Ok(piece)) => {
                                 unread.arrived(piece.len());

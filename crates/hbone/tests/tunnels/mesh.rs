@@ -74,7 +74,7 @@ pub(crate) struct TestHandler {
 }
 
 impl Handler for TestHandler {
-    async fn connect(&self, mut incoming: Incoming) {
+    async fn connect(&self, mut incoming: Box<Incoming>) {
         self.requests.lock().unwrap().push(incoming.request().clone());
         match self.answer {
             Answer::Forward => {
@@ -184,10 +184,7 @@ impl Pair {
         self.connect_with(Hooks::none()).await
     }
 
-    pub(crate) async fn connect_with<A>(&self, hooks: Hooks<A>) -> (TcpStream, TcpStream, JoinHandle<Outcome>)
-    where
-        A: Future<Output = Reason> + Send + 'static,
-    {
+    pub(crate) async fn connect_with(&self, hooks: Hooks) -> (TcpStream, TcpStream, JoinHandle<Outcome>) {
         let (opened, accepted) = tokio::join!(self.open(), self.app.accept());
         let (client, ours) = sockets().await;
         let carried = tokio::spawn(opened.unwrap().carry(ours, hooks));

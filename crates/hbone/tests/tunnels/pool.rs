@@ -325,7 +325,7 @@ async fn a_renewed_certificate_brings_a_new_tunnel_and_the_old_one_ends_with_its
 async fn a_peer_or_a_pod_that_is_gone_gives_up_its_idle_tunnels_and_keeps_its_streams() {
     let mut pair = Pair::new().await;
     let (mut client, mut server, outcome) = pair.connect().await;
-    pair.pool.retire_peer(pair.server.addr.ip());
+    pair.pool.retire_peers(&[pair.server.addr.ip()].into());
     round_trip(&mut client, &mut server).await;
     drop((client, server));
     outcome.await.unwrap();

@@ -33,10 +33,7 @@ impl Relayed {
         Self::with(path, Hooks::none()).await
     }
 
-    async fn with<A>(path: Path, hooks: Hooks<A>) -> Self
-    where
-        A: Future<Output = Reason> + Send + 'static,
-    {
+    async fn with(path: Path, hooks: Hooks) -> Self {
         match path {
             Path::Plain => {
                 let ((client, downstream), (upstream, server)) = (sockets().await, sockets().await);
