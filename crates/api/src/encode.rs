@@ -4,9 +4,10 @@ use std::net::IpAddr;
 
 use bytes::Bytes;
 use ipnet::IpNet;
+use loam_core::egress::Egress;
 use loam_core::ids::TrustDomain;
 use loam_core::policy::{Action, Match, Policy, Scope as PolicyScope, StringMatch};
-use loam_core::service::{AppProtocol, BalancingMode, IpFamilies, Port, Scope, Service, Visibility};
+use loam_core::service::{Affinity, AppProtocol, BalancingMode, IpFamilies, Port, Scope, Service, Visibility};
 use loam_core::workload::{
     GatewayAddr, GatewayDestination, Health, NetworkMode, TunnelProtocol, Workload, WorkloadKind,
 };
@@ -87,6 +88,7 @@ impl From<&Workload> for workload::Workload {
             }
             .into(),
             capacity: (value.capacity != 1).then_some(value.capacity),
+            egress: egress(&value.egress),
         }
     }
 }
@@ -160,6 +162,15 @@ impl From<&Policy> for security::Authorization {
     }
 }
 
+fn egress(value: &Egress) -> Option<workload::Egress> {
+    match value {
+        Egress::AllowAny => None,
+        Egress::RegistryOnly { origin } => {
+            Some(workload::Egress { mode: workload::egress::Mode::RegistryOnly.into(), origin: origin.to_string() })
+        }
+    }
+}
+
 /// Text, or nothing when it is what the wire leaves out.
 fn unless(text: &str, default: &str) -> String {
     if text == default { String::new() } else { text.to_owned() }
@@ -229,6 +240,11 @@ fn balancing(service: &Service) -> workload::LoadBalancing {
         health_policy: match service.balancing.allow_unhealthy {
             true => lb::HealthPolicy::AllowAll,
             false => lb::HealthPolicy::OnlyHealthy,
+        }
+        .into(),
+        affinity: match service.balancing.affinity {
+            Affinity::None => lb::Affinity::NoAffinity,
+            Affinity::ClientAddress => lb::Affinity::ClientAddress,
         }
         .into(),
     }

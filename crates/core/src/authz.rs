@@ -1,15 +1,21 @@
 //! May this connection pass? (policies, facts) -> verdict, and the policy that decided.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::IpNet;
-
 use crate::ids::Identity;
-use crate::policy::{Action, Clause, Match, Policy, Rule, ServiceAccount, StringMatch};
 use crate::reason::Reason;
 use crate::snapshot::Snapshot;
 use crate::workload::Workload;
+
+mod explain;
+mod fit;
+mod index;
+
+pub use explain::{Explanation, MAX_NAMED, MAX_VALUES, Miss, explain};
+pub(crate) use fit::Connection;
+pub(crate) use index::Set;
 
 /// What is known about a connection that arrives.
 #[derive(Debug, Clone)]
@@ -33,10 +39,9 @@ pub enum Verdict {
     Deny {
         /// [`Reason::Denied`] or [`Reason::PolicyPending`].
         reason: Reason,
-        /// The policy that decided; `None` when no ALLOW policy matched.
+        /// The policy that decided or is waited for; `None` when no ALLOW policy matched, or when no policy at all has
+        /// arrived.
         policy: Option<Arc<str>>,
-        /// For the log.
-        detail: String,
     },
 }
 
@@ -45,103 +50,135 @@ impl Verdict {
     pub fn is_allowed(&self) -> bool {
         *self == Verdict::Allow
     }
+
+    /// Whether it is no decision yet: a policy that applies has not arrived, and may change it either way.
+    pub fn is_pending(&self) -> bool {
+        matches!(self, Verdict::Deny { reason: Reason::PolicyPending, .. })
+    }
+
+    /// `allow` or `deny`.
+    pub fn as_str(&self) -> &'static str {
+        if self.is_allowed() { "allow" } else { "deny" }
+    }
+
+    fn denied(policy: Option<&Arc<str>>) -> Self {
+        Verdict::Deny { reason: Reason::Denied, policy: policy.cloned() }
+    }
+
+    fn pending(policy: Option<&Arc<str>>) -> Self {
+        Verdict::Deny { reason: Reason::PolicyPending, policy: policy.cloned() }
+    }
 }
 
-/// Judges a connection to `destination`: any DENY that matches refuses; without an ALLOW policy it may pass; else one
-/// ALLOW policy must match. A policy that the workload lists and that has not arrived refuses.
-pub fn judge(snapshot: &Snapshot, destination: &Workload, facts: &Facts<'_>) -> Verdict {
-    let mut connection = None;
-    let mut allow_policies = 0usize;
-    let mut allowed = false;
-    for found in snapshot.policies_for(destination) {
-        let policy = match found {
-            Ok(policy) if policy.dry_run => continue,
-            Ok(policy) => policy,
-            Err(missing) => {
-                return Verdict::Deny {
-                    reason: Reason::PolicyPending,
-                    policy: Some(missing.clone()),
-                    detail: format!("policy {missing} applies but has not arrived"),
-                };
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Verdict::Allow => f.write_str("allowed"),
+            Verdict::Deny { reason: Reason::PolicyPending, policy: Some(policy) } => {
+                write!(f, "policy {policy} applies but has not arrived")
             }
-        };
-        // The principal's text is needed only when there is a policy.
-        let connection = connection.get_or_insert_with(|| Connection::new(facts));
-        match policy.action {
-            Action::Deny if connection.fits(policy) => {
-                return Verdict::Deny {
-                    reason: Reason::Denied,
-                    policy: Some(policy.key.clone()),
-                    detail: format!("denied by policy {}", policy.key),
-                };
-            }
-            Action::Deny => {}
-            Action::Allow => {
-                allow_policies += 1;
-                allowed = allowed || connection.fits(policy);
-            }
+            Verdict::Deny { reason: Reason::PolicyPending, policy: None } => f.write_str("no policy has arrived yet"),
+            Verdict::Deny { policy: Some(policy), .. } => write!(f, "denied by policy {policy}"),
+            Verdict::Deny { policy: None, .. } => f.write_str("no policy allows it"),
         }
     }
-    if allowed || allow_policies == 0 {
+}
+
+/// The policies that apply to a workload.
+pub(crate) struct Applying<'a> {
+    /// Those of the mesh, of its namespace, and those it lists.
+    pub(crate) sets: [SetRef<'a>; 3],
+    pub(crate) missing: Option<Missing<'a>>,
+}
+
+/// Policies that are kept arranged, or were arranged for this one question.
+pub(crate) enum SetRef<'a> {
+    None,
+    Kept(&'a Set),
+    Made(Box<Set>),
+}
+
+/// What has not arrived.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Missing<'a> {
+    /// All policies: the control plane has said nothing about them yet.
+    Everything,
+    /// One that the workload lists.
+    Policy(&'a Arc<str>),
+}
+
+impl Applying<'_> {
+    fn sets(&self) -> impl Iterator<Item = &Set> {
+        self.sets.iter().filter_map(|set| match set {
+            SetRef::None => None,
+            SetRef::Kept(set) => Some(*set),
+            SetRef::Made(set) => Some(&**set),
+        })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.sets().all(Set::is_empty)
+    }
+
+    fn verdict(&self, connection: &Connection<'_>) -> Verdict {
+        if let Some(policy) = self.sets().find_map(|set| set.deny.first(connection)) {
+            return Verdict::denied(Some(&policy.key));
+        }
+        match self.missing {
+            Some(Missing::Policy(policy)) => Verdict::pending(Some(policy)),
+            Some(Missing::Everything) => Verdict::pending(None),
+            None if self.sets().all(|set| set.allow.len() == 0) => Verdict::Allow,
+            None if self.sets().any(|set| set.allow.any(connection)) => Verdict::Allow,
+            None => Verdict::denied(None),
+        }
+    }
+
+    /// The verdict if those that are only watched were in force; `None` where none applies.
+    fn dry_run(&self, connection: &Connection<'_>, verdict: &Verdict) -> Option<Verdict> {
+        let denying: usize = self.sets().map(|set| set.watched_deny.len()).sum();
+        let allowing: usize = self.sets().map(|set| set.watched_allow.len()).sum();
+        if denying + allowing == 0 {
+            return None;
+        }
+        let decided = matches!(verdict, Verdict::Deny { reason: Reason::Denied, policy: Some(_) });
+        if decided || verdict.is_pending() {
+            return Some(verdict.clone());
+        }
+        if let Some(policy) = self.sets().find_map(|set| set.watched_deny.first(connection)) {
+            return Some(Verdict::denied(Some(&policy.key)));
+        }
+        if allowing == 0 {
+            return Some(verdict.clone());
+        }
+        // Without one that is in force everything was allowed, which one more policy that allows would end.
+        let by_match = verdict.is_allowed() && self.sets().any(|set| set.allow.len() > 0);
+        match by_match || self.sets().any(|set| set.watched_allow.any(connection)) {
+            true => Some(Verdict::Allow),
+            false => Some(Verdict::denied(None)),
+        }
+    }
+}
+
+/// Judges a connection to `destination`: any DENY that matches refuses; a policy that the workload lists and that has
+/// not arrived refuses; without an ALLOW policy it may pass; else one ALLOW policy must match. Of several policies that
+/// refuse, those of the mesh are named before those of the namespace and these before those that are listed, each by
+/// name.
+pub fn judge(snapshot: &Snapshot, destination: &Workload, facts: &Facts<'_>) -> Verdict {
+    let applying = snapshot.applying(destination);
+    if applying.is_empty() && applying.missing.is_none() {
         return Verdict::Allow;
     }
-    Verdict::Deny {
-        reason: Reason::Denied,
-        policy: None,
-        detail: format!("none of the {allow_policies} policies that allow matches"),
-    }
+    applying.verdict(&Connection::new(facts))
 }
 
-/// The dry-run policies for `destination` that match a connection: what they would have decided, for the log.
-pub fn dry_run(snapshot: &Snapshot, destination: &Workload, facts: &Facts<'_>) -> Vec<Arc<Policy>> {
-    let watched = |policy: &&Arc<Policy>| policy.dry_run && Connection::new(facts).fits(policy);
-    snapshot.policies_for(destination).filter_map(Result::ok).filter(watched).cloned().collect()
-}
-
-/// Facts in the form that patterns are compared with.
-struct Connection<'a> {
-    facts: &'a Facts<'a>,
-    /// The identity without `spiffe://`.
-    principal: Option<String>,
-}
-
-impl<'a> Connection<'a> {
-    fn new(facts: &'a Facts<'a>) -> Self {
-        let principal =
-            facts.source.map(|id| format!("{}/ns/{}/sa/{}", id.trust_domain(), id.namespace(), id.service_account()));
-        Self { facts, principal }
+/// What the verdict would be if the dry-run policies for `destination` were in force; `None` where there is none.
+pub fn dry_run(snapshot: &Snapshot, destination: &Workload, facts: &Facts<'_>) -> Option<Verdict> {
+    let applying = snapshot.applying(destination);
+    if applying.sets().all(|set| set.watched_deny.len() + set.watched_allow.len() == 0) {
+        return None;
     }
-
-    fn fits(&self, policy: &Policy) -> bool {
-        policy.rules.iter().any(|rule| self.fits_rule(rule))
-    }
-
-    fn fits_rule(&self, rule: &Rule) -> bool {
-        rule.clauses.iter().all(|Clause { matches }| matches.iter().any(|m| self.fits_match(m)))
-    }
-
-    fn fits_match(&self, m: &Match) -> bool {
-        if *m == Match::default() {
-            return false;
-        }
-        let Facts { source, source_ip, destination_ip, destination_port } = *self.facts;
-        let namespace = |p: &StringMatch| p.matches(source.map(Identity::namespace));
-        let principal = |p: &StringMatch| p.matches(self.principal.as_deref());
-        let account = |a: &ServiceAccount| source.is_some_and(|source| a.is_of(source));
-        let from = |net: &IpNet| net.contains(&source_ip);
-        let to = |net: &IpNet| net.contains(&destination_ip);
-        let port = |p: &u16| *p == destination_port;
-        field(&m.namespaces, &m.not_namespaces, namespace)
-            && field(&m.principals, &m.not_principals, principal)
-            && field(&m.service_accounts, &m.not_service_accounts, account)
-            && field(&m.source_ips, &m.not_source_ips, from)
-            && field(&m.destination_ips, &m.not_destination_ips, to)
-            && field(&m.destination_ports, &m.not_destination_ports, port)
-    }
-}
-
-fn field<T>(values: &[T], not: &[T], fits: impl Fn(&T) -> bool) -> bool {
-    (values.is_empty() || values.iter().any(&fits)) && !not.iter().any(&fits)
+    let connection = Connection::new(facts);
+    applying.dry_run(&connection, &applying.verdict(&connection))
 }
 
 #[cfg(test)]

@@ -1,13 +1,19 @@
-//! Which endpoint of a service a connection goes to: health, locality, weight; randomness is passed in.
+//! Which endpoint of a service a connection goes to: health, locality, weight, and how many connections it has.
 //!
 //! All work is done when the mesh changes. A pick walks at most one step per routing preference and then draws from a
-//! table, however many endpoints there are.
+//! table, however many endpoints there are; it allocates nothing. Randomness, and what is known of endpoints beyond the
+//! mesh configuration, are passed in.
+
+mod pool;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::service::{BalancingMode, IpFamilies, Scope, Service};
+use pool::Pool;
+
+use crate::service::{Affinity, BalancingMode, IpFamilies, Scope, Service};
 use crate::workload::{Health, Workload};
 
 /// The endpoints of a service, arranged for picking. Numbers are positions in the service's list of members.
@@ -30,6 +36,54 @@ struct Tree {
     nearer: Vec<(Arc<str>, Tree)>,
 }
 
+/// What is known of an endpoint here beyond the mesh configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Standing {
+    /// Its connections from here, also those that are being opened.
+    pub connections: u32,
+    /// Whether connections to it keep failing. It is picked only when every other one is like that, too.
+    pub aside: bool,
+}
+
+/// Where the standing of endpoints is found, by the address and port that serve.
+pub trait Standings: fmt::Debug {
+    /// How `endpoint` stands.
+    fn of(&self, endpoint: SocketAddr) -> Standing;
+}
+
+/// Knows nothing beyond the mesh configuration: every endpoint is as good as the next.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Alike;
+
+impl Standings for Alike {
+    fn of(&self, _: SocketAddr) -> Standing {
+        Standing::default()
+    }
+}
+
+/// Who wants an endpoint of a service, and for what.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    /// Who.
+    pub caller: &'a Workload,
+    /// The service port it shall serve; with `None` any.
+    pub service_port: Option<u16>,
+    /// Decides among equals.
+    pub entropy: u64,
+}
+
+/// The endpoint that was picked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Choice {
+    /// Its position in the service's list of members.
+    pub member: usize,
+    /// Whether it is set aside and was picked for want of a better one.
+    pub doubtful: bool,
+}
+
+/// Most places that a preference compares, which is how many kinds there are.
+const MAX_SCOPES: usize = 6;
+
 /// Why no endpoint was picked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoEndpoint {
@@ -42,10 +96,7 @@ pub enum NoEndpoint {
 impl Picker {
     /// Arranges `members` by what `service` asks for.
     pub fn new(service: &Service, members: &[Arc<Workload>]) -> Self {
-        let preference: &[Scope] = match service.balancing.mode {
-            BalancingMode::Strict | BalancingMode::Failover => &service.balancing.preference,
-            BalancingMode::Any | BalancingMode::Passthrough => &[],
-        };
+        let preference = preference(service);
         let mut by_network: Vec<(Arc<str>, Vec<u32>)> = Vec::new();
         for (i, member) in (0u32..).zip(members) {
             if !may_be_used(service, member) {
@@ -68,36 +119,62 @@ impl Picker {
             }
             let group = |(service_ports, indexes): (Vec<u16>, Vec<u32>)| Group {
                 service_ports: service_ports.into(),
-                tree: Tree::new(members, indexes, preference),
+                tree: Tree::new(members, indexes, preference, service.balancing.affinity),
             };
             (network, groups.into_iter().map(group).collect())
         };
         Self { networks: by_network.into_iter().map(arrange).collect() }
     }
 
-    /// The position of an endpoint that serves `service_port` for `caller`; with `None` of any endpoint.
+    /// An endpoint that serves what is asked for. `standing` is asked about members by their position; those for which
+    /// it knows none are out of the question.
     pub fn pick(
         &self,
         service: &Service,
-        caller: &Workload,
-        service_port: Option<u16>,
-        entropy: u64,
-    ) -> Result<usize, NoEndpoint> {
-        let serves = |group: &&Group| service_port.is_none_or(|port| group.service_ports.contains(&port));
-        let mut here = self.networks.iter().filter(|(network, _)| *network == caller.network);
+        ask: &Ask<'_>,
+        standing: impl Fn(usize) -> Option<Standing>,
+    ) -> Result<Choice, NoEndpoint> {
+        let serves = |group: &&Group| ask.service_port.is_none_or(|port| group.service_ports.contains(&port));
+        let mut here = self.networks.iter().filter(|(network, _)| *network == ask.caller.network);
         let found = here.find_map(|(_, groups)| groups.iter().find(serves));
-        let picked = found.and_then(|group| match service.balancing.mode {
-            BalancingMode::Strict => group.tree.nearest(caller, &service.balancing.preference, true),
-            BalancingMode::Failover => group.tree.nearest(caller, &service.balancing.preference, false),
-            BalancingMode::Any | BalancingMode::Passthrough => Some(&group.tree.pool),
-        });
-        match picked.and_then(|pool| pool.draw(entropy)) {
-            Some(index) => Ok(index as usize),
-            None if self.networks.iter().any(|(network, _)| *network != caller.network) => {
+        let way = Way {
+            caller: ask.caller,
+            strict: service.balancing.mode == BalancingMode::Strict,
+            client: client(ask.caller),
+            entropy: ask.entropy,
+        };
+        let among = |doubtful: bool| {
+            let may = |member: u32| standing(member as usize).filter(|standing| doubtful || !standing.aside);
+            let member = found?.tree.choose(&way, preference(service), &may)? as usize;
+            Some(Choice { member, doubtful })
+        };
+        match among(false).or_else(|| among(true)) {
+            Some(picked) => Ok(picked),
+            None if self.networks.iter().any(|(network, _)| *network != ask.caller.network) => {
                 Err(NoEndpoint::OtherNetwork)
             }
             None => Err(NoEndpoint::Unusable),
         }
+    }
+}
+
+/// What endpoints should share with their callers, as far as the mode asks for it.
+fn preference(service: &Service) -> &[Scope] {
+    match service.balancing.mode {
+        BalancingMode::Strict | BalancingMode::Failover => {
+            let all = &service.balancing.preference;
+            &all[..all.len().min(MAX_SCOPES)]
+        }
+        BalancingMode::Any | BalancingMode::Passthrough => &[],
+    }
+}
+
+/// What keeps a caller with its endpoint: its first address, whichever family it calls with.
+fn client(caller: &Workload) -> u64 {
+    match caller.addresses.first() {
+        Some(IpAddr::V4(ip)) => pool::hash(&ip.octets()),
+        Some(IpAddr::V6(ip)) => pool::hash(&ip.octets()),
+        None => pool::hash(caller.uid.as_str().as_bytes()),
     }
 }
 
@@ -142,82 +219,41 @@ fn place(workload: &Workload, scope: Scope) -> &Arc<str> {
     }
 }
 
+/// How a caller goes through a [`Tree`].
+struct Way<'a> {
+    caller: &'a Workload,
+    /// Only to endpoints that share everything.
+    strict: bool,
+    client: u64,
+    entropy: u64,
+}
+
 impl Tree {
-    fn new(members: &[Arc<Workload>], indexes: Vec<u32>, preference: &[Scope]) -> Self {
+    fn new(members: &[Arc<Workload>], indexes: Vec<u32>, preference: &[Scope], affinity: Affinity) -> Self {
         let mut nearer = Vec::new();
         if let Some((scope, rest)) = preference.split_first() {
             let mut parts: BTreeMap<&Arc<str>, Vec<u32>> = BTreeMap::new();
             for i in &indexes {
                 parts.entry(place(&members[*i as usize], *scope)).or_default().push(*i);
             }
-            nearer = parts.into_iter().map(|(at, part)| (at.clone(), Tree::new(members, part, rest))).collect();
+            let part = |(at, part): (&Arc<str>, Vec<u32>)| (at.clone(), Tree::new(members, part, rest, affinity));
+            nearer = parts.into_iter().map(part).collect();
         }
-        Self { pool: Pool::new(members, indexes), nearer }
+        Self { pool: Pool::new(members, indexes, affinity), nearer }
     }
 
-    /// The endpoints that share most leading places with `caller`; all of them when `strict`.
-    fn nearest(&self, caller: &Workload, preference: &[Scope], strict: bool) -> Option<&Pool> {
-        let mut tree = self;
-        for scope in preference {
-            let at = place(caller, *scope);
-            match tree.nearer.binary_search_by(|(place, _)| place.cmp(at)) {
-                Ok(i) => tree = &tree.nearer[i].1,
-                Err(_) if strict => return None,
-                Err(_) => break,
+    /// An endpoint that `may` be taken, among those that share most leading places with the caller.
+    fn choose(&self, way: &Way<'_>, preference: &[Scope], may: &impl Fn(u32) -> Option<Standing>) -> Option<u32> {
+        if let Some((scope, rest)) = preference.split_first() {
+            let at = place(way.caller, *scope);
+            let nearer = self.nearer.binary_search_by(|(place, _)| place.cmp(at)).ok().map(|i| &self.nearer[i].1);
+            let found = nearer.and_then(|tree| tree.choose(way, rest, may));
+            if found.is_some() || way.strict {
+                return found;
             }
         }
-        Some(&tree.pool)
+        self.pool.choose(way.client, way.entropy, may)
     }
-}
-
-/// Endpoints with their weights. Equal weights, the usual case, need no table.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Pool {
-    indexes: Box<[u32]>,
-    /// For each position: below `keep` it stays, else `other` is taken (Walker's alias method).
-    table: Option<Box<[Slot]>>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Slot {
-    keep: u32,
-    other: u32,
-}
-
-impl Pool {
-    fn new(members: &[Arc<Workload>], indexes: Vec<u32>) -> Self {
-        let weights: Vec<u32> = indexes.iter().map(|i| members[*i as usize].capacity).collect();
-        let equal = weights.windows(2).all(|w| w[0] == w[1]);
-        Self { table: (!equal).then(|| alias_table(&weights)), indexes: indexes.into() }
-    }
-
-    fn draw(&self, entropy: u64) -> Option<u32> {
-        let n = self.indexes.len() as u64;
-        // Two independent halves: which slot, and whether to stay there.
-        let (high, low) = (entropy >> 32, entropy as u32);
-        let at = ((high * n) >> 32) as usize;
-        let at = match self.table.as_deref().and_then(|table| table.get(at)) {
-            Some(slot) if low >= slot.keep => slot.other as usize,
-            _ => at,
-        };
-        self.indexes.get(at).copied()
-    }
-}
-
-/// Vose's construction in whole numbers: a slot's share is `keep / 2^32` of `1/n`.
-fn alias_table(weights: &[u32]) -> Box<[Slot]> {
-    let total: u128 = weights.iter().map(|w| u128::from(*w)).sum();
-    let n = weights.len() as u128;
-    let mut share: Vec<u128> = weights.iter().map(|w| u128::from(*w) * n).collect();
-    let mut table: Vec<Slot> = (0u32..).take(weights.len()).map(|i| Slot { keep: u32::MAX, other: i }).collect();
-    let (mut small, mut large): (Vec<usize>, Vec<usize>) = (0..weights.len()).partition(|i| share[*i] < total);
-    while let (Some(less), Some(more)) = (small.pop(), large.pop()) {
-        let keep = (share[less] << 32) / total;
-        table[less] = Slot { keep: u32::try_from(keep).unwrap_or(u32::MAX), other: more as u32 };
-        share[more] -= total - share[less];
-        if share[more] < total { small.push(more) } else { large.push(more) }
-    }
-    table.into()
 }
 
 /// Draws one of `weights`; used for few alternatives that do not deserve a table.

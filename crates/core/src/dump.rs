@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use crate::balance;
+use crate::egress::Egress;
 use crate::policy::{Action, Policy, Scope};
 use crate::service::{BalancingMode, Service};
 use crate::snapshot::{Members, Snapshot};
@@ -65,6 +66,9 @@ pub struct WorkloadView<'a> {
     pub waypoint: Option<GatewayView>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network_gateway: Option<GatewayView>,
+    /// Who restricts it to destinations of the registry, if somebody does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registry_only: Option<&'a str>,
 }
 
 impl<'a> WorkloadView<'a> {
@@ -105,6 +109,10 @@ impl<'a> WorkloadView<'a> {
             authorization_policies: workload.policies.iter().map(|key| &**key).collect(),
             waypoint: workload.waypoint.as_deref().map(GatewayView::of),
             network_gateway: workload.network_gateway.as_deref().map(GatewayView::of),
+            registry_only: match &workload.egress {
+                Egress::AllowAny => None,
+                Egress::RegistryOnly { origin } => Some(origin),
+            },
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod authority;
 pub mod authz;
 pub mod balance;
 pub mod dump;
+pub mod egress;
 pub mod headers;
 pub mod ids;
 pub mod inbound;

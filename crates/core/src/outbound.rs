@@ -1,11 +1,12 @@
 //! Where does a connection that a local workload opened go? (snapshot, query) -> plan, or a refusal with its reason.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::addr::{NetworkAddr, NextHop, OrigDst, is_own_port};
 use crate::authority::Authority;
-use crate::balance::{self, NoEndpoint};
+use crate::balance::{self, Alike, Ask, NoEndpoint, Standings};
+use crate::egress;
 use crate::ids::{Identity, WorkloadUid};
 use crate::reason::Reason;
 use crate::service::{BalancingMode, Service};
@@ -21,6 +22,19 @@ pub struct Query<'a> {
     pub original_dst: OrigDst,
     /// Decides among equals.
     pub entropy: u64,
+    /// What is known of endpoints beyond the mesh configuration.
+    pub standings: &'a dyn Standings,
+    /// Endpoints that it was tried on in vain; they are out of the question.
+    pub tried: &'a [SocketAddr],
+    /// Whether endpoints in the clear are out of the question, too.
+    pub tunnels_only: bool,
+}
+
+impl<'a> Query<'a> {
+    /// The first try of a connection, nothing being known of endpoints.
+    pub fn new(source: &'a Workload, original_dst: OrigDst, entropy: u64) -> Self {
+        Self { source, original_dst, entropy, standings: &Alike, tried: &[], tunnels_only: false }
+    }
 }
 
 /// Where a connection goes.
@@ -30,6 +44,8 @@ pub enum Plan {
     Direct {
         /// What to dial.
         upstream: NextHop,
+        /// The endpoint, if the application left the choice to us.
+        picked: Option<Picked>,
         /// What that is, as far as the mesh knows.
         destination: Destination,
     },
@@ -43,12 +59,30 @@ pub enum Plan {
         expect: Vec<Identity>,
         /// The workload at the far end.
         peer: WorkloadUid,
+        /// The endpoint, if the application left the choice to us.
+        picked: Option<Picked>,
         /// What the tunnel leads to, as far as the mesh knows.
         destination: Destination,
     },
 }
 
+/// An endpoint that was picked among those of a service: another one may stand in for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Picked {
+    /// Where it serves.
+    pub endpoint: SocketAddr,
+    /// Whether it is set aside and was picked for want of a better one.
+    pub doubtful: bool,
+}
+
 impl Plan {
+    /// The endpoint, if the application left the choice to us.
+    pub fn picked(&self) -> Option<Picked> {
+        match self {
+            Plan::Direct { picked, .. } | Plan::Tunnel { picked, .. } => *picked,
+        }
+    }
+
     /// What the connection leads to.
     pub fn destination(&self) -> &Destination {
         match self {
@@ -112,12 +146,15 @@ pub fn plan(snapshot: &Snapshot, query: &Query<'_>) -> Result<Plan, Refusal> {
     }
     match service.or_else(|| snapshot.service_around(&addr, source.namespace())) {
         Some(service) => to_service(snapshot, query, service),
-        None => Ok(direct(query, Destination::default())),
+        None => {
+            egress::to_undeclared(source, *original_dst)?;
+            Ok(direct(query, Destination::default()))
+        }
     }
 }
 
 fn direct(query: &Query<'_>, destination: Destination) -> Plan {
-    Plan::Direct { upstream: NextHop::new(query.original_dst.get()), destination }
+    Plan::Direct { upstream: NextHop::new(query.original_dst.get()), picked: None, destination }
 }
 
 fn has_waypoint(service: &Service) -> bool {
@@ -135,12 +172,17 @@ fn to_service(snapshot: &Snapshot, query: &Query<'_>, service: &Arc<Service>) ->
         return to_waypoint(snapshot, query, gateway, destination);
     }
     if service.balancing.mode == BalancingMode::Passthrough {
+        egress::through(source, query.original_dst, service)?;
         return Ok(direct(query, destination));
     }
     if service.port(port).is_none() {
         return Err(refuse(Reason::PortUnknown, format!("service {} has no port {port}", service.key)));
     }
-    let endpoint = pick(snapshot, service, source, Some(port), query.entropy).map_err(|none| match none {
+    let at = |endpoint: &Workload| {
+        let ip = balance::address(service.ip_families, endpoint, query.original_dst.ip())?;
+        Some(SocketAddr::new(ip, balance::target_port(service, endpoint, port)?))
+    };
+    let found = pick(snapshot, query, service, Some(port), at).map_err(|none| match none {
         NoEndpoint::Unusable => {
             refuse(Reason::NoHealthyUpstream, format!("service {} has no usable endpoint for port {port}", service.key))
         }
@@ -148,14 +190,10 @@ fn to_service(snapshot: &Snapshot, query: &Query<'_>, service: &Arc<Service>) ->
             refuse(Reason::NetworkUnreachable, format!("service {} has endpoints in other networks only", service.key))
         }
     })?;
-    let target = balance::target_port(service, endpoint, port);
-    let ip = balance::address(service.ip_families, endpoint, query.original_dst.ip());
-    let (Some(target), Some(ip)) = (target, ip) else {
-        let detail = format!("endpoint {} of service {} has no address or port", endpoint.uid, service.key);
-        return Err(refuse(Reason::NoHealthyUpstream, detail));
-    };
+    let (endpoint, picked) = found;
     let destination = Destination { workload: Some(endpoint.clone()), ..destination };
-    Ok(to_endpoint(source, endpoint, SocketAddr::new(ip, target), &service.subject_alt_names, destination))
+    let names = &service.subject_alt_names;
+    Ok(to_endpoint(query.source, endpoint, picked.endpoint, names, Some(picked), destination))
 }
 
 fn to_workload(
@@ -170,7 +208,7 @@ fn to_workload(
     {
         return to_waypoint(snapshot, query, gateway, destination);
     }
-    Ok(to_endpoint(query.source, workload, query.original_dst.get(), &[], destination))
+    Ok(to_endpoint(query.source, workload, query.original_dst.get(), &[], None, destination))
 }
 
 /// To `addr` of `endpoint`, as that endpoint is reached.
@@ -179,17 +217,19 @@ fn to_endpoint(
     endpoint: &Workload,
     addr: SocketAddr,
     other_names: &[Identity],
+    picked: Option<Picked>,
     destination: Destination,
 ) -> Plan {
     match endpoint.protocol {
         // A service may pick its own caller; that never leaves the pod.
-        _ if endpoint.uid == source.uid => Plan::Direct { upstream: NextHop::new(addr), destination },
-        TunnelProtocol::None => Plan::Direct { upstream: NextHop::new(addr), destination },
+        _ if endpoint.uid == source.uid => Plan::Direct { upstream: NextHop::new(addr), picked, destination },
+        TunnelProtocol::None => Plan::Direct { upstream: NextHop::new(addr), picked, destination },
         TunnelProtocol::Hbone => Plan::Tunnel {
             next_hop: NextHop::new(SocketAddr::new(addr.ip(), crate::addr::HBONE_PORT)),
             authority: Authority::from(addr),
             expect: expected(endpoint, other_names),
             peer: endpoint.uid.clone(),
+            picked,
             destination,
         },
     }
@@ -210,21 +250,23 @@ fn to_waypoint(
     let refuse = |reason, detail| Refusal { reason, detail, destination: destination.clone() };
     let unavailable = |why: &str| refuse(Reason::WaypointUnavailable, format!("waypoint {gateway} {why}"));
     let source = query.source;
-    let asked = query.original_dst.ip();
 
-    let (waypoint, ip, port, names) = match gateway_service(snapshot, source, gateway) {
+    let (waypoint, next_hop, names, picked) = match gateway_service(snapshot, source, gateway) {
         Some(service) => {
             // The HBONE port of a waypoint's service may be left undeclared; then it is the endpoint's.
             let declared = service.port(gateway.hbone_port).map(|_| gateway.hbone_port);
-            let waypoint = pick(snapshot, service, source, declared, query.entropy).map_err(|none| match none {
+            let at = |waypoint: &Workload| {
+                let ip = balance::address(service.ip_families, waypoint, query.original_dst.ip())?;
+                let port = declared.and_then(|port| balance::target_port(service, waypoint, port));
+                Some(SocketAddr::new(ip, port.unwrap_or(gateway.hbone_port)))
+            };
+            let (waypoint, picked) = pick(snapshot, query, service, declared, at).map_err(|none| match none {
                 NoEndpoint::Unusable => unavailable("has no usable endpoint"),
                 NoEndpoint::OtherNetwork => {
                     refuse(Reason::NetworkUnreachable, format!("waypoint {gateway} is in another network"))
                 }
             })?;
-            let ip = balance::address(service.ip_families, waypoint, asked);
-            let port = declared.and_then(|port| balance::target_port(service, waypoint, port));
-            (waypoint, ip, port.unwrap_or(gateway.hbone_port), &service.subject_alt_names[..])
+            (waypoint, picked.endpoint, &service.subject_alt_names[..], Some(picked))
         }
         None => {
             let GatewayDestination::Address(addr) = &gateway.destination else {
@@ -234,15 +276,15 @@ fn to_waypoint(
             if waypoint.network != source.network {
                 return Err(refuse(Reason::NetworkUnreachable, format!("waypoint {gateway} is in another network")));
             }
-            (waypoint, Some(addr.ip), gateway.hbone_port, &[][..])
+            (waypoint, SocketAddr::new(addr.ip, gateway.hbone_port), &[][..], None)
         }
     };
-    let ip: IpAddr = ip.ok_or_else(|| unavailable("has no address"))?;
     Ok(Plan::Tunnel {
-        next_hop: NextHop::new(SocketAddr::new(ip, port)),
+        next_hop: NextHop::new(next_hop),
         authority: Authority::from(query.original_dst.get()),
         expect: expected(waypoint, names),
         peer: waypoint.uid.clone(),
+        picked,
         destination: Destination { workload: Some(waypoint.clone()), ..destination },
     })
 }
@@ -275,17 +317,29 @@ fn waypoint_of(service: &Service, entropy: u64) -> Option<&Arc<GatewayAddr>> {
     }
 }
 
+/// An endpoint of `service`, and where it serves. `at` gives the address to dial, if there is one.
 fn pick<'a>(
     snapshot: &'a Snapshot,
+    query: &Query<'_>,
     service: &Service,
-    source: &Workload,
-    port: Option<u16>,
-    entropy: u64,
-) -> Result<&'a Arc<Workload>, NoEndpoint> {
+    service_port: Option<u16>,
+    at: impl Fn(&Workload) -> Option<SocketAddr>,
+) -> Result<(&'a Arc<Workload>, Picked), NoEndpoint> {
     let members = snapshot.members(&service.key).ok_or(NoEndpoint::Unusable)?;
     let picker = members.picker().ok_or(NoEndpoint::Unusable)?;
-    let picked = picker.pick(service, source, port, entropy)?;
-    members.workloads().get(picked).ok_or(NoEndpoint::Unusable)
+    let workloads = members.workloads();
+    let standing = |member: usize| {
+        let endpoint = workloads.get(member)?;
+        let addr = at(endpoint)?;
+        let tunnel = endpoint.protocol == TunnelProtocol::Hbone || endpoint.uid == query.source.uid;
+        let out_of_the_question = query.tried.contains(&addr) || (query.tunnels_only && !tunnel);
+        (!out_of_the_question).then(|| query.standings.of(addr))
+    };
+    let ask = Ask { caller: query.source, service_port, entropy: query.entropy };
+    let picked = picker.pick(service, &ask, standing)?;
+    let endpoint = workloads.get(picked.member).ok_or(NoEndpoint::Unusable)?;
+    let addr = at(endpoint).ok_or(NoEndpoint::Unusable)?;
+    Ok((endpoint, Picked { endpoint: addr, doubtful: picked.doubtful }))
 }
 
 #[cfg(test)]

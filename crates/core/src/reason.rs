@@ -11,6 +11,8 @@ pub enum Reason {
     PortUnknown,
     /// The waypoint that must be traversed is not known or has no endpoint.
     WaypointUnavailable,
+    /// The caller may reach only what is in the registry, and this is not.
+    NotRegistered,
     /// The connection would come back to us.
     Loop,
     /// The destination is in another network and there is no gateway to it.
@@ -51,11 +53,12 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for documentation and tests.
-    pub const ALL: [Reason; 22] = [
+    pub const ALL: [Reason; 23] = [
         Reason::WorkloadUnknown,
         Reason::NoHealthyUpstream,
         Reason::PortUnknown,
         Reason::WaypointUnavailable,
+        Reason::NotRegistered,
         Reason::Loop,
         Reason::NetworkUnreachable,
         Reason::AuthorityMismatch,
@@ -83,6 +86,7 @@ impl Reason {
             Reason::NoHealthyUpstream => "no_healthy_upstream",
             Reason::PortUnknown => "port_unknown",
             Reason::WaypointUnavailable => "waypoint_unavailable",
+            Reason::NotRegistered => "not_registered",
             Reason::Loop => "loop",
             Reason::NetworkUnreachable => "network_unreachable",
             Reason::AuthorityMismatch => "authority_mismatch",
@@ -107,7 +111,7 @@ impl Reason {
     /// The value of Istio's metric label `response_flags`.
     pub fn response_flags(self) -> &'static str {
         match self {
-            Reason::Denied | Reason::PolicyPending => "DENY",
+            Reason::Denied | Reason::PolicyPending | Reason::NotRegistered => "DENY",
             Reason::TlsFailure => "TLS_FAILURE",
             Reason::TunnelFailure => "H2_HANDSHAKE_FAILURE",
             Reason::CertificateUnavailable => "IDENTITY_ERROR",

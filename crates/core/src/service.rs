@@ -127,6 +127,18 @@ pub struct Balancing {
     pub mode: BalancingMode,
     /// Whether unhealthy endpoints may be used (`publishNotReadyAddresses`).
     pub allow_unhealthy: bool,
+    /// What keeps a caller with its endpoint (`sessionAffinity`).
+    pub affinity: Affinity,
+}
+
+/// What the connections of one endpoint have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Affinity {
+    /// Nothing.
+    #[default]
+    None,
+    /// The address of the workload that opens them.
+    ClientAddress,
 }
 
 /// What an endpoint and its caller may share.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::addr::NetworkAddr;
+use crate::authz::Applying;
 use crate::balance::Picker;
 use crate::ids::{Hostname, ServiceKey, WorkloadUid};
 use crate::map::Map;
@@ -13,10 +14,13 @@ use crate::service::Service;
 use crate::workload::{NetworkMode, Workload};
 
 mod index;
+mod moves;
+mod names;
 mod policies;
 
 use index::{Address, Named, Vips};
 use policies::Policies;
+pub use policies::PolicyVersion;
 
 /// One thing that changed.
 #[derive(Debug, Clone)]
@@ -33,6 +37,8 @@ pub enum Change {
     Policy(Policy),
     /// A policy is gone.
     RemovePolicy(Arc<str>),
+    /// The control plane has told of all its policies, perhaps of none.
+    PoliciesArrived,
 }
 
 /// A service with its endpoints. Endpoints may arrive before their service: then `service` is `None`.
@@ -80,6 +86,11 @@ pub struct Snapshot {
 type Dirty = HashMap<ServiceKey, BTreeMap<WorkloadUid, Option<Arc<Workload>>>>;
 
 impl Snapshot {
+    /// A mesh of which nothing is known yet. Until [`Change::PoliciesArrived`] any policy may apply to anything.
+    pub fn awaiting_policies() -> Self {
+        Self { policies: Policies::expected(), ..Self::default() }
+    }
+
     /// The next snapshot; this one stays as it is.
     pub fn apply(&self, changes: Vec<Change>) -> Snapshot {
         self.clone().applied(changes)
@@ -95,8 +106,9 @@ impl Snapshot {
                 Change::RemoveWorkload(uid) => self.remove_workload(&uid, &mut dirty),
                 Change::Service(service) => self.put_service(Arc::new(service), &mut dirty),
                 Change::RemoveService(key) => self.remove_service(&key, &mut dirty),
-                Change::Policy(policy) => self.policies.put(Arc::new(policy)),
+                Change::Policy(policy) => self.policies.put(policy),
                 Change::RemovePolicy(key) => self.policies.remove(&key),
+                Change::PoliciesArrived => self.policies.arrived(),
             }
         }
         for (key, changes) in dirty {
@@ -114,6 +126,11 @@ impl Snapshot {
     /// Counts the changes that may alter a verdict: while it stays the same, connections need not be judged again.
     pub fn policies_revision(&self) -> u64 {
         self.policies.revision()
+    }
+
+    /// The version of the policies that apply to `workload`.
+    pub fn policy_version(&self, workload: &Workload) -> PolicyVersion {
+        self.policies.version(workload)
     }
 
     /// The workload of a uid.
@@ -159,7 +176,7 @@ impl Snapshot {
 
     /// The service that a caller of `namespace` means by a hostname.
     pub fn service_named(&self, hostname: &Hostname, namespace: &str) -> Option<&Arc<Service>> {
-        index::preferred(self.hostnames.get(hostname)?.services(), namespace)
+        index::preferred(self.hostnames.get(hostname.as_str())?.services(), namespace)
     }
 
     /// The policy of a key, `namespace/name`.
@@ -173,6 +190,10 @@ impl Snapshot {
         workload: &'a Workload,
     ) -> impl Iterator<Item = Result<&'a Arc<Policy>, &'a Arc<str>>> {
         self.policies.of(workload)
+    }
+
+    pub(crate) fn applying<'a>(&'a self, workload: &'a Workload) -> Applying<'a> {
+        self.policies.applying(workload)
     }
 
     /// All workloads, in no particular order.
@@ -252,7 +273,7 @@ impl Snapshot {
         let key = service.key.clone();
         self.drop_names(&key);
         self.vips.put(&service);
-        let named = self.hostnames.get(&key.hostname).cloned();
+        let named = self.hostnames.get(key.hostname.as_str()).cloned();
         self.hostnames.insert(named.unwrap_or_else(|| Named::new(key.hostname.clone())).with(service.clone()));
         let workloads = self.services.get(&key).map(|m| m.workloads.clone()).unwrap_or_default();
         // Without its picker, which `rebuild` makes.
@@ -274,10 +295,10 @@ impl Snapshot {
     fn drop_names(&mut self, key: &ServiceKey) {
         let Some(old) = self.service(key).cloned() else { return };
         self.vips.remove(&old);
-        if let Some(named) = self.hostnames.get(&key.hostname).cloned() {
+        if let Some(named) = self.hostnames.get(key.hostname.as_str()).cloned() {
             match named.without(key) {
                 Some(named) => drop(self.hostnames.insert(named)),
-                None => drop(self.hostnames.remove(&key.hostname)),
+                None => drop(self.hostnames.remove(key.hostname.as_str())),
             }
         }
     }

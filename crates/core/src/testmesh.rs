@@ -10,9 +10,10 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::addr::NetworkAddr;
+use crate::egress::Egress;
 use crate::ids::{Identity, ServiceKey, TrustDomain, WorkloadUid};
 use crate::service::{
-    Balancing, BalancingMode, IpFamilies, Port, Scope, Service, ServiceAddr, Visibility, WeightedWaypoint,
+    Affinity, Balancing, BalancingMode, IpFamilies, Port, Scope, Service, ServiceAddr, Visibility, WeightedWaypoint,
 };
 use crate::snapshot::{Change, Snapshot};
 use crate::workload::{
@@ -80,6 +81,7 @@ fn pod<'a>(name: &str, words: impl Iterator<Item = &'a str>) -> Workload {
         match word.split_once('=').unwrap_or((word, "")) {
             ("hbone", _) => w.protocol = TunnelProtocol::Hbone,
             ("unhealthy", _) => w.health = Health::Unhealthy,
+            ("registry-only", value) => w.egress = Egress::RegistryOnly { origin: value.into() },
             ("hostnet", _) => w.network_mode = NetworkMode::HostNetwork,
             ("uid", value) => w.uid = value.parse().unwrap(),
             ("node", value) => w.node = value.into(),
@@ -113,6 +115,7 @@ fn svc<'a>(name: &str, words: impl Iterator<Item = &'a str>) -> Service {
             ("canonical", _) => s.canonical = true,
             ("private", _) => s.visibility = Visibility::Namespace,
             ("unhealthy-too", _) => s.balancing.allow_unhealthy = true,
+            ("affinity", _) => s.balancing.affinity = Affinity::ClientAddress,
             ("v4", _) => s.ip_families = IpFamilies::Ipv4Only,
             ("v6", _) => s.ip_families = IpFamilies::Ipv6Only,
             ("network", value) => network = value.into(),

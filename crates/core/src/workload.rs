@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::addr::NetworkAddr;
+use crate::egress::Egress;
 use crate::ids::{Hostname, Identity, ServiceKey, WorkloadUid};
 use crate::service::Port;
 
@@ -53,6 +54,8 @@ pub struct Workload {
     pub waypoint: Option<Arc<GatewayAddr>>,
     /// The gateway through which other networks reach it.
     pub network_gateway: Option<Arc<GatewayAddr>>,
+    /// What it may do with destinations that nobody declared.
+    pub egress: Egress,
 }
 
 /// A service that a workload serves, and where: the target port of each service port.
@@ -90,6 +93,7 @@ impl Workload {
             policies: Arc::default(),
             waypoint: None,
             network_gateway: None,
+            egress: Egress::default(),
         }
     }
 

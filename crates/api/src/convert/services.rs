@@ -1,7 +1,7 @@
 //! `istio.workload.Service`.
 
 use loam_core::service::{
-    Balancing, BalancingMode, IpFamilies, Scope, Service, ServiceAddr, Visibility, WeightedWaypoint,
+    Affinity, Balancing, BalancingMode, IpFamilies, Scope, Service, ServiceAddr, Visibility, WeightedWaypoint,
 };
 
 use super::workloads::gateway;
@@ -69,5 +69,9 @@ fn balancing(message: wire::LoadBalancing) -> Balancing {
             Ok(lb::Mode::UnspecifiedMode) | Err(_) => BalancingMode::Any,
         },
         allow_unhealthy: lb::HealthPolicy::try_from(message.health_policy) == Ok(lb::HealthPolicy::AllowAll),
+        affinity: match lb::Affinity::try_from(message.affinity) {
+            Ok(lb::Affinity::ClientAddress) => Affinity::ClientAddress,
+            Ok(lb::Affinity::NoAffinity) | Err(_) => Affinity::None,
+        },
     }
 }

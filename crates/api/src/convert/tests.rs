@@ -53,6 +53,7 @@ fn full_workload() -> wire::Workload {
         locality: Some(wire::Locality { region: "r".into(), zone: "z".into(), subzone: "s".into() }),
         network_mode: 1,
         capacity: Some(7),
+        egress: Some(wire::Egress { mode: 1, origin: "Sidecar shop/default".into() }),
     }
 }
 
@@ -71,7 +72,12 @@ fn full_service() -> wire::Service {
         ports: vec![wire::Port { service_port: 80, target_port: 8080, app_protocol: 4 }],
         subject_alt_names: vec!["spiffe://td/ns/shop/sa/web".into()],
         waypoint: gateway.clone(),
-        load_balancing: Some(wire::LoadBalancing { routing_preference: vec![6, 1, 2], mode: 2, health_policy: 1 }),
+        load_balancing: Some(wire::LoadBalancing {
+            routing_preference: vec![6, 1, 2],
+            mode: 2,
+            health_policy: 1,
+            affinity: 1,
+        }),
         ip_families: 3,
         canonical: true,
         ingress_use_waypoint: false,
@@ -291,4 +297,21 @@ fn workloads_share_what_they_have_in_common() {
     assert!(Arc::ptr_eq(&a.services, &b.services) && Arc::ptr_eq(&a.locality, &b.locality));
     assert!(Arc::ptr_eq(&a.node, &b.node) && Arc::ptr_eq(&a.policies, &b.policies));
     assert!(std::ptr::eq(a.identity.namespace(), b.identity.namespace()));
+}
+
+#[test]
+fn a_mode_of_egress_that_is_not_known_is_the_strictest() {
+    use loam_core::egress::Egress;
+    let egress = |mode: i32, origin: &str| {
+        let egress = Some(wire::Egress { mode, origin: origin.into() });
+        Workload::try_from(wire::Workload { egress, ..full_workload() }).map(|w| w.egress)
+    };
+    let registry_only = |origin: &str| Ok(Egress::RegistryOnly { origin: origin.into() });
+    assert_eq!(egress(0, ""), Ok(Egress::AllowAny));
+    assert_eq!(egress(1, "Sidecar shop/default"), registry_only("Sidecar shop/default"));
+    for mode in [2, -1, i32::MAX] {
+        assert_eq!(egress(mode, ""), registry_only("the outbound traffic policy"), "{mode}");
+    }
+    assert!(egress(1, "a\nb").is_err());
+    assert!(egress(1, &"x".repeat(1025)).is_err());
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use loam_core::addr::NetworkAddr;
+use loam_core::egress::Egress;
 use loam_core::ids::{Identity, TrustDomain, WorkloadUid};
 use loam_core::workload::{
     GatewayAddr, GatewayDestination, Health, Locality, NetworkMode, ServicePorts, TunnelProtocol, Workload,
@@ -90,7 +91,20 @@ pub(super) fn read(interner: &mut Interner, message: wire::Workload) -> Result<W
         policies: interner.policies(policies),
         waypoint: gateway(interner, "waypoint", message.waypoint)?,
         network_gateway: gateway(interner, "network_gateway", message.network_gateway)?,
+        egress: egress(interner, message.egress)?,
     })
+}
+
+fn egress(interner: &mut Interner, message: Option<wire::Egress>) -> Result<Egress, FieldError> {
+    let Some(message) = message else { return Ok(Egress::AllowAny) };
+    match wire::egress::Mode::try_from(message.mode) {
+        Ok(wire::egress::Mode::AllowAny) => Ok(Egress::AllowAny),
+        // A mode that we do not know restricts something that we would not: the strictest is right.
+        Ok(wire::egress::Mode::RegistryOnly) | Err(_) => {
+            let origin = text(interner, "egress.origin", or(&message.origin, "the outbound traffic policy"))?;
+            Ok(Egress::RegistryOnly { origin })
+        }
+    }
 }
 
 fn or<'a>(text: &'a str, default: &'a str) -> &'a str {

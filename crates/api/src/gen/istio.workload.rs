@@ -62,6 +62,9 @@ pub struct LoadBalancing {
     pub mode: i32,
     #[prost(enumeration = "load_balancing::HealthPolicy", tag = "3")]
     pub health_policy: i32,
+    /// Loam's own; a proxy that does not know it spreads the connections of every client.
+    #[prost(enumeration = "load_balancing::Affinity", tag = "1000")]
+    pub affinity: i32,
 }
 /// Nested message and enum types in `LoadBalancing`.
 pub mod load_balancing {
@@ -164,6 +167,32 @@ pub mod load_balancing {
             }
         }
     }
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+    #[repr(i32)]
+    pub enum Affinity {
+        NoAffinity = 0,
+        ClientAddress = 1,
+    }
+    impl Affinity {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::NoAffinity => "NO_AFFINITY",
+                Self::ClientAddress => "CLIENT_ADDRESS",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "NO_AFFINITY" => Some(Self::NoAffinity),
+                "CLIENT_ADDRESS" => Some(Self::ClientAddress),
+                _ => None,
+            }
+        }
+    }
 }
 /// Named by its uid.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -225,6 +254,47 @@ pub struct Workload {
     /// Unset: 1.
     #[prost(message, optional, tag = "27")]
     pub capacity: ::core::option::Option<u32>,
+    /// Loam's own; a proxy that does not know it allows any destination.
+    #[prost(message, optional, tag = "1000")]
+    pub egress: ::core::option::Option<Egress>,
+}
+/// What a workload may do with destinations that nobody declared.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Egress {
+    #[prost(enumeration = "egress::Mode", tag = "1")]
+    pub mode: i32,
+    /// Who says so, for people.
+    #[prost(string, tag = "2")]
+    pub origin: ::prost::alloc::string::String,
+}
+/// Nested message and enum types in `Egress`.
+pub mod egress {
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+    #[repr(i32)]
+    pub enum Mode {
+        AllowAny = 0,
+        RegistryOnly = 1,
+    }
+    impl Mode {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::AllowAny => "ALLOW_ANY",
+                Self::RegistryOnly => "REGISTRY_ONLY",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "ALLOW_ANY" => Some(Self::AllowAny),
+                "REGISTRY_ONLY" => Some(Self::RegistryOnly),
+                _ => None,
+            }
+        }
+    }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ApplicationTunnel {

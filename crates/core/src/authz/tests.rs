@@ -1,7 +1,13 @@
+use ipnet::IpNet;
+
 use super::*;
-use crate::policy::Scope;
+use crate::policy::{Action, Clause, Match, Policy, Rule, Scope, ServiceAccount, StringMatch};
 use crate::snapshot::Change;
 use crate::testmesh::{changes, mesh, uid};
+
+mod compiled;
+mod orders;
+mod random;
 
 const POD: &str = "pod shop/api-1 10.0.0.2 hbone policies=";
 
@@ -30,15 +36,18 @@ fn judged(listed: &str, policies: Vec<Change>, from: Option<&str>) -> String {
 
 fn judge_in(mesh: &Snapshot, from: Option<&str>) -> String {
     let source = from.map(|ns| Identity::new(Default::default(), ns, "web").unwrap());
-    let facts = Facts {
-        source: source.as_ref(),
-        source_ip: "10.0.0.1".parse().unwrap(),
-        destination_ip: "10.0.0.2".parse().unwrap(),
-        destination_port: 80,
-    };
-    match judge(mesh, mesh.workload(&uid("shop/api-1")).unwrap(), &facts) {
+    shown_verdict(&judge(mesh, mesh.workload(&uid("shop/api-1")).unwrap(), &facts(source.as_ref())))
+}
+
+fn facts(source: Option<&Identity>) -> Facts<'_> {
+    let ip = |text: &str| text.parse().unwrap();
+    Facts { source, source_ip: ip("10.0.0.1"), destination_ip: ip("10.0.0.2"), destination_port: 80 }
+}
+
+fn shown_verdict(verdict: &Verdict) -> String {
+    match verdict {
         Verdict::Allow => "allow".into(),
-        Verdict::Deny { reason, policy, .. } => format!("{} {}", reason.as_str(), policy.as_deref().unwrap_or("-")),
+        Verdict::Deny { reason, policy } => format!("{} {}", reason.as_str(), policy.as_deref().unwrap_or("-")),
     }
 }
 
@@ -187,13 +196,147 @@ fn rules_are_alternatives_clauses_add_up_and_matches_are_alternatives() {
 }
 
 #[test]
-fn a_policy_that_is_only_watched_decides_nothing_and_is_reported() {
-    let Change::Policy(deny) = policy("shop/p", Scope::Global, Action::Deny, rule(on_port(80))) else { unreachable!() };
-    let mesh = mesh(&format!("{POD}shop/p")).apply(vec![Change::Policy(Policy { dry_run: true, ..deny })]);
-    assert_eq!(judge_in(&mesh, None), "allow");
-    let ip: IpAddr = "10.0.0.2".parse().unwrap();
-    let facts = |destination_port| Facts { source: None, source_ip: ip, destination_ip: ip, destination_port };
-    let local = mesh.workload(&uid("shop/api-1")).unwrap();
-    assert!(dry_run(&mesh, local, &facts(80)).iter().all(|p| &*p.key == "shop/p"));
-    assert!(dry_run(&mesh, local, &facts(81)).is_empty());
+fn a_policy_on_trial_decides_nothing_and_says_what_it_would_have() {
+    let trial = |key, action, m| {
+        let Change::Policy(policy) = policy(key, Scope::Global, action, rule(m)) else { unreachable!() };
+        Change::Policy(Policy { dry_run: true, ..policy })
+    };
+    let in_force = |action| policy("shop/force", Scope::Global, action, rule(from_namespace("a")));
+    let (deny, allow) = (Action::Deny, Action::Allow);
+    let rows = [
+        (None, vec![]),
+        (Some("denied shop/p"), vec![trial("shop/p", deny, on_port(80))]),
+        (Some("allow"), vec![trial("shop/p", deny, on_port(81))]),
+        (Some("allow"), vec![trial("shop/p", allow, on_port(80))]),
+        (Some("denied -"), vec![trial("shop/p", allow, on_port(81))]),
+        (Some("allow"), vec![trial("shop/p", allow, on_port(81)), in_force(allow)]),
+        (Some("denied shop/force"), vec![trial("shop/p", allow, on_port(80)), in_force(deny)]),
+        (Some("denied shop/p"), vec![trial("shop/p", deny, on_port(80)), in_force(allow)]),
+    ];
+    for (expected, policies) in rows {
+        let shown = format!("{policies:?}");
+        let without: Vec<_> =
+            policies.iter().filter(|c| !matches!(c, Change::Policy(p) if p.dry_run)).cloned().collect();
+        let mesh = mesh(POD.trim_end_matches("policies=")).apply(policies);
+        assert_eq!(judge_in(&mesh, Some("a")), judged_without_list(without), "{shown}");
+        let source = Identity::new(Default::default(), "a", "web").unwrap();
+        let told = dry_run(&mesh, mesh.workload(&uid("shop/api-1")).unwrap(), &facts(Some(&source)));
+        assert_eq!(told.as_ref().map(shown_verdict).as_deref(), expected, "{shown}");
+    }
+}
+
+fn judged_without_list(policies: Vec<Change>) -> String {
+    judge_in(&mesh(POD.trim_end_matches("policies=")).apply(policies), Some("a"))
+}
+
+#[test]
+fn a_denial_tells_of_each_policy_that_might_have_allowed_it_what_did_not_match() {
+    let principals = |names: &[&str]| Match {
+        principals: names.iter().map(|name| StringMatch::Exact((*name).into())).collect(),
+        ..Match::default()
+    };
+    let clause = |m: Match| Clause { matches: vec![m] };
+    let policies = vec![
+        policy("shop/a", Scope::Global, Action::Allow, vec![]),
+        policy("shop/b", Scope::Namespace, Action::Allow, rule(principals(&["x", "y", "z", "w"]))),
+        policy(
+            "shop/c",
+            Scope::Namespace,
+            Action::Allow,
+            rule(Match { not_namespaces: vec![StringMatch::Presence], ..Match::default() }),
+        ),
+        policy(
+            "shop/d",
+            Scope::Workload,
+            Action::Allow,
+            vec![
+                Rule { clauses: vec![clause(from_namespace("b"))] },
+                Rule { clauses: vec![clause(from_namespace("a")), clause(on_port(443))] },
+            ],
+        ),
+    ];
+    let mesh = mesh(&format!("{POD}shop/d")).apply(policies);
+    let source = Identity::new(Default::default(), "a", "web").unwrap();
+    let explanation = explain(&mesh, mesh.workload(&uid("shop/api-1")).unwrap(), &facts(Some(&source)));
+    assert_eq!(
+        explanation.to_string(),
+        "no policy allows it: \
+         shop/d rule 1: destination_ports: 80 is none of [443]; \
+         shop/c rule 0: not_namespaces: a is excluded by [*]; \
+         shop/b rule 0: principals: cluster.local/ns/a/sa/web is none of [x, y, z, 1 more]; \
+         shop/a: rules: it has no rule, so it allows nothing"
+    );
+}
+
+#[test]
+fn a_denial_stays_one_line_whatever_the_number_of_policies() {
+    let allow = |i: usize| policy(&format!("shop/p{i:03}"), Scope::Global, Action::Allow, rule(on_port(443)));
+    let mesh = mesh(POD.trim_end_matches("policies=")).apply((0..100).map(allow).collect());
+    let explanation = explain(&mesh, mesh.workload(&uid("shop/api-1")).unwrap(), &facts(None));
+    assert_eq!((explanation.missed.len(), explanation.more_missed), (MAX_NAMED, 100 - MAX_NAMED));
+    assert!(explanation.to_string().len() < 1000, "{explanation}");
+}
+
+#[test]
+fn what_is_allowed_is_explained_by_the_policy_that_allows_it() {
+    let mesh = mesh(&format!("{POD}shop/p")).apply(vec![
+        policy("shop/other", Scope::Global, Action::Allow, rule(on_port(81))),
+        policy("shop/p", Scope::Workload, Action::Allow, rule(on_port(80))),
+    ]);
+    let explanation = explain(&mesh, mesh.workload(&uid("shop/api-1")).unwrap(), &facts(None));
+    assert_eq!(explanation.to_string(), "allowed by policy shop/p");
+}
+
+#[test]
+fn before_the_control_plane_has_told_of_its_policies_nothing_passes() {
+    let mesh = Snapshot::awaiting_policies().apply(changes("pod shop/api-1 10.0.0.2 hbone"));
+    assert_eq!(judge_in(&mesh, Some("a")), "policy_pending -");
+    let mesh = mesh.apply(vec![policy("shop/p", Scope::Global, Action::Deny, rule(from_namespace("b")))]);
+    assert_eq!(judge_in(&mesh, Some("b")), "denied shop/p");
+    let before = mesh.policy_version(mesh.workload(&uid("shop/api-1")).unwrap());
+    let mesh = mesh.apply(vec![Change::PoliciesArrived]);
+    assert_eq!(judge_in(&mesh, Some("a")), "allow");
+    assert_ne!(before, mesh.policy_version(mesh.workload(&uid("shop/api-1")).unwrap()));
+}
+
+#[test]
+fn a_workload_of_another_snapshot_is_judged_by_what_it_lists() {
+    let old = mesh(&format!("{POD}shop/p")).apply(vec![policy("shop/p", Scope::Workload, Action::Deny, vec![])]);
+    let workload = old.workload(&uid("shop/api-1")).unwrap();
+    let facts = facts(None);
+    let new = old.apply(changes("pod shop/api-1 10.0.0.2 hbone"));
+    assert_eq!(judge(&new, workload, &facts), Verdict::Allow);
+    let deny = policy("shop/p", Scope::Workload, Action::Deny, rule(on_port(80)));
+    assert_eq!(shown_verdict(&judge(&new.apply(vec![deny]), workload, &facts)), "denied shop/p");
+    let gone = new.apply(vec![Change::RemovePolicy("shop/p".into())]);
+    assert_eq!(shown_verdict(&judge(&gone, workload, &facts)), "policy_pending shop/p");
+}
+
+#[test]
+fn only_policies_that_apply_make_connections_to_be_judged_again() {
+    let start = mesh(
+        "pod shop/api-1 10.0.0.2 hbone policies=shop/p,shop/q
+         pod shop/web-1 10.0.0.3 hbone
+         pod back/db-1 10.0.0.4 hbone policies=shop/q",
+    );
+    let put = |key, scope, port| policy(key, scope, Action::Deny, rule(on_port(port)));
+    let start = start.apply(vec![put("shop/p", Scope::Workload, 1), put("shop/q", Scope::Workload, 1)]);
+    let moved = |changes: Vec<Change>| -> String {
+        let next = start.apply(changes);
+        let pods = ["shop/api-1", "shop/web-1", "back/db-1"];
+        let version = |mesh: &Snapshot, pod| mesh.policy_version(mesh.workload(&uid(pod)).unwrap());
+        pods.into_iter().filter(|pod| version(&start, pod) != version(&next, pod)).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(moved(vec![put("shop/p", Scope::Workload, 2)]), "shop/api-1");
+    assert_eq!(moved(vec![put("shop/q", Scope::Workload, 2)]), "shop/api-1 back/db-1");
+    assert_eq!(moved(vec![put("shop/n", Scope::Namespace, 2)]), "shop/api-1 shop/web-1");
+    assert_eq!(moved(vec![put("root/g", Scope::Global, 2)]), "shop/api-1 shop/web-1 back/db-1");
+    assert_eq!(moved(vec![put("shop/p", Scope::Namespace, 1)]), "shop/api-1 shop/web-1");
+    assert_eq!(moved(changes("pod shop/web-1 10.0.0.3 hbone policies=shop/p")), "shop/web-1");
+    assert_eq!(moved(changes("pod shop/web-1 10.0.0.3 hbone unhealthy")), "");
+    // The same again, as after a new connection to the control plane.
+    assert_eq!(moved(vec![put("shop/p", Scope::Workload, 1)]), "");
+    assert_eq!(moved(vec![put("shop/nobody", Scope::Workload, 1)]), "");
+    // Still in force where it is listed.
+    assert_eq!(moved(vec![Change::RemovePolicy("shop/p".into())]), "");
 }

@@ -28,7 +28,7 @@ const SHOP: &str = "
 fn planned(mesh: &Snapshot, caller: &str, original_dst: &str, entropy: u64) -> String {
     let source = mesh.workload(&uid(caller)).unwrap();
     let original_dst = OrigDst::new(original_dst.parse().unwrap());
-    match plan(mesh, &Query { source, original_dst, entropy }) {
+    match plan(mesh, &Query::new(source, original_dst, entropy)) {
         Ok(Plan::Direct { upstream, .. }) => format!("direct {upstream}"),
         Ok(Plan::Tunnel { next_hop, authority, expect, .. }) => {
             let accounts: Vec<_> = expect.iter().map(Identity::service_account).collect();
@@ -63,7 +63,7 @@ fn the_plan_names_what_it_leads_to() {
     let mesh = mesh(SHOP);
     let source = mesh.workload(&uid("shop/web-1")).unwrap();
     let original_dst = OrigDst::new("10.1.0.1:80".parse().unwrap());
-    let plan = plan(&mesh, &Query { source, original_dst, entropy: 0 }).unwrap();
+    let plan = plan(&mesh, &Query::new(source, original_dst, 0)).unwrap();
     let destination = plan.destination();
     assert_eq!(destination.workload.as_ref().unwrap().uid, uid("shop/api-1"));
     assert_eq!(&*destination.service.as_ref().unwrap().name, "api");
@@ -274,6 +274,89 @@ fn of_several_workloads_with_one_address_the_best_claim_wins_in_any_order() {
                 _ => assert_eq!(at, format!("tunnel 10.0.0.7:15008 for 10.0.0.7:80 as {name}")),
             }
             mesh = mesh.apply(changes(&format!("-pod a/{name}-1")));
+        }
+    }
+}
+
+/// What a connection is given that was tried in vain on each endpoint before.
+fn given(text: &str, caller: &str, original_dst: &str, tunnels_only: bool) -> Vec<String> {
+    let mesh = mesh(text);
+    let source = mesh.workload(&uid(caller)).unwrap();
+    let original_dst = OrigDst::new(original_dst.parse().unwrap());
+    let mut tried = Vec::new();
+    let mut given = Vec::new();
+    loop {
+        match plan(&mesh, &Query { tried: &tried, tunnels_only, ..Query::new(source, original_dst, 0) }) {
+            Ok(plan) => {
+                let Some(picked) = plan.picked() else {
+                    given.push("not picked".into());
+                    return given;
+                };
+                tried.push(picked.endpoint);
+                let way = if matches!(plan, Plan::Tunnel { .. }) { "tunnel" } else { "direct" };
+                given.push(format!("{way} {}", picked.endpoint));
+            }
+            Err(refusal) => {
+                given.push(refusal.reason.as_str().into());
+                given[..tried.len()].sort();
+                return given;
+            }
+        }
+    }
+}
+
+#[test]
+fn each_endpoint_of_a_service_is_tried_once() {
+    let text = "
+        pod a/web-1 10.0.0.1 hbone
+        pod a/api-1 10.0.0.2 hbone serves=a/api
+        pod a/api-2 10.0.0.3       serves=a/api
+        pod a/wp-1  10.0.0.4 hbone serves=a/wp
+        pod a/wp-2  10.0.0.5 hbone serves=a/wp
+        svc a/api   10.1.0.1 ports=80>8080
+        svc a/two   10.1.0.2 ports=80>8080 waypoint=a/wp
+        svc a/wp    10.1.0.3 ports=15008>15008";
+    let both = ["direct 10.0.0.3:8080", "tunnel 10.0.0.2:8080", "no_healthy_upstream"];
+    assert_eq!(given(text, "a/web-1", "10.1.0.1:80", false), both);
+    let waypoints = ["tunnel 10.0.0.4:15008", "tunnel 10.0.0.5:15008", "waypoint_unavailable"];
+    assert_eq!(given(text, "a/web-1", "10.1.0.2:80", false), waypoints);
+    let in_tunnels = ["tunnel 10.0.0.2:8080", "no_healthy_upstream"];
+    assert_eq!(given(text, "a/web-1", "10.1.0.1:80", true), in_tunnels, "what was to be protected stays so");
+}
+
+#[test]
+fn an_address_that_the_application_named_has_no_stand_in() {
+    for to in ["10.0.0.2:8080", "10.0.0.3:8080", "10.0.0.1:8080", "203.0.113.1:443", "10.1.0.9:443", "10.0.0.4:8080"] {
+        let mesh = mesh(SHOP);
+        let source = mesh.workload(&uid("shop/web-1")).unwrap();
+        let plan = plan(&mesh, &Query::new(source, OrigDst::new(to.parse().unwrap()), 0)).unwrap();
+        // In front of 10.0.0.4 is a waypoint; one of its endpoints is as good as another.
+        assert_eq!(plan.picked().is_some(), to.starts_with("10.0.0.4"), "{to}");
+    }
+}
+
+#[test]
+fn the_standing_of_an_endpoint_is_asked_for_by_the_address_that_serves() {
+    #[derive(Debug)]
+    struct Busy(SocketAddr);
+    impl Standings for Busy {
+        fn of(&self, endpoint: SocketAddr) -> balance::Standing {
+            balance::Standing { connections: u32::from(endpoint == self.0), aside: false }
+        }
+    }
+    let text = "
+        pod a/web-1 10.0.0.1 hbone
+        pod a/api-1 10.0.0.2 hbone serves=a/api:80>9000
+        pod a/api-2 10.0.0.3 hbone serves=a/api
+        svc a/api   10.1.0.1 ports=80>8080";
+    let mesh = mesh(text);
+    let source = mesh.workload(&uid("a/web-1")).unwrap();
+    for (busy, idle) in [("10.0.0.2:9000", "10.0.0.3:8080"), ("10.0.0.3:8080", "10.0.0.2:9000")] {
+        let standings = Busy(busy.parse().unwrap());
+        for entropy in (0..64).map(|i| i << 58) {
+            let query = Query::new(source, OrigDst::new("10.1.0.1:80".parse().unwrap()), entropy);
+            let plan = plan(&mesh, &Query { standings: &standings, ..query }).unwrap();
+            assert_eq!(plan.picked().unwrap().endpoint, idle.parse().unwrap());
         }
     }
 }

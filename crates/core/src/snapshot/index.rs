@@ -115,10 +115,10 @@ pub(super) struct Named {
 }
 
 impl Entry for Named {
-    type Key = Hostname;
+    type Key = str;
 
-    fn key(&self) -> &Hostname {
-        &self.hostname
+    fn key(&self) -> &str {
+        self.hostname.as_str()
     }
 
     fn same(&self, other: &Self) -> bool {

@@ -5,15 +5,22 @@
 
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use loam_api::convert::Decoder;
 use loam_api::discovery::DeltaDiscoveryResponse;
+use loam_api::security::Authorization;
 use loam_core::authority::Authority;
+use loam_core::authz::{Facts, explain, judge};
 use loam_core::headers::baggage::Baggage;
 use loam_core::headers::forwarded::Forwarded;
 use loam_core::headers::traceparent::Traceparent;
 use loam_core::ids::{Hostname, Identity, ServiceKey, TrustDomain, WorkloadUid};
-use loam_core::snapshot::Snapshot;
+use loam_core::policy::Policy;
+use loam_core::service::{Service, ServiceAddr};
+use loam_core::snapshot::{Change, Snapshot};
+use loam_core::workload::Workload;
+use loam_dns::{Client, Outcome, Query, Transport, Unanswered};
 use loam_node::message::{FromAgent, FromZtunnel, ToZtunnel, Wire, decode, encode};
 use prost::Message;
 
@@ -21,7 +28,7 @@ use prost::Message;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 11] = [
     ("connect_authority", connect_authority),
     ("connect_headers", connect_headers),
     ("spiffe_uri", spiffe_uri),
@@ -30,6 +37,9 @@ pub const TARGETS: [Target; 8] = [
     ("keeper_to_ztunnel", keeper_to_ztunnel),
     ("ztunnel_to_keeper", ztunnel_to_keeper),
     ("agent_to_keeper", agent_to_keeper),
+    ("dns_query", dns_query),
+    ("dns_reply", dns_reply),
+    ("policy_resource", policy_resource),
 ];
 
 /// `:authority` of a CONNECT.
@@ -87,6 +97,45 @@ pub fn xds_response(data: &[u8]) {
     whole.apply(removals.collect());
 }
 
+/// A policy, in force for connections of all sorts: alone it is asked directly, among many it is looked up, and the
+/// answers are the same.
+pub fn policy_resource(data: &[u8]) {
+    let Ok(message) = Authorization::decode(data) else { return };
+    let Ok(policy) = Decoder::default().policy(message) else { return };
+    let (name, body) = loam_api::encode::policy(&policy);
+    let Ok(Change::Policy(again)) = Decoder::default().decode(loam_api::AUTHORIZATION_TYPE, &name, &body) else {
+        panic!("{policy:?} was read, and as it is written it is not")
+    };
+    assert_eq!(again, policy);
+    let Ok(identity) = "spiffe://cluster.local/ns/a/sa/web".parse::<Identity>() else { return };
+    let mut workload = Workload::new(WorkloadUid::of_pod("c", "a", "web"), "web", identity.clone());
+    let copies = (0..20).map(|i| Policy { key: format!("{}.{i}", policy.key).into(), ..policy.clone() });
+    let copies: Vec<Policy> = copies.collect();
+    workload.policies = copies.iter().map(|copy| copy.key.clone()).chain([policy.key.clone()]).collect();
+    let many = Snapshot::default().apply(
+        copies
+            .into_iter()
+            .map(Change::Policy)
+            .chain([Change::Policy(policy.clone()), Change::Workload(workload.clone())])
+            .collect(),
+    );
+    workload.policies = [policy.key.clone()].into();
+    let alone = Snapshot::default().apply(vec![Change::Policy(policy), Change::Workload(workload.clone())]);
+    let among = many.workload(&workload.uid).map_or(&workload, |workload| workload);
+    for source in [None, Some(&identity)] {
+        for (source_ip, port) in [([10, 0, 0, 1], 80), ([192, 0, 2, 1], 443)] {
+            let (source_ip, destination_ip) = (source_ip.into(), [10, 0, 0, 2].into());
+            let facts = Facts { source, source_ip, destination_ip, destination_port: port };
+            let one = judge(&alone, &workload, &facts);
+            assert_eq!(one.is_allowed(), judge(&many, among, &facts).is_allowed(), "{facts:?}");
+            let explained = explain(&many, among, &facts);
+            assert_eq!(explained.verdict.is_allowed(), one.is_allowed());
+            // Each text of a policy may have a kilobyte.
+            assert!(explained.to_string().len() < 32 * 1024, "an explanation is a line");
+        }
+    }
+}
+
 /// What a keeper, or somebody in its place, tells the ztunnel.
 pub fn keeper_to_ztunnel(data: &[u8]) {
     message::<ToZtunnel>(data);
@@ -100,6 +149,57 @@ pub fn ztunnel_to_keeper(data: &[u8]) {
 /// What an agent tells the keeper.
 pub fn agent_to_keeper(data: &[u8]) {
     message::<FromAgent>(data);
+}
+
+/// What a pod asks a name server, by datagram and on a connection.
+pub fn dns_query(data: &[u8]) {
+    let mesh = mesh_with_a_service();
+    let client = Client::new("shop", "", true, &["shop.svc.cluster.local", "cluster.local"], 5);
+    for transport in [Transport::Udp, Transport::Tcp] {
+        let answer = match Query::read(data, transport) {
+            Err(Unanswered::Ignored) => continue,
+            Err(Unanswered::Refused(refusal)) => {
+                assert!(refusal.len() <= data.len() + 11, "a refusal is larger than what caused it");
+                refusal
+            }
+            Ok(query) => match query.decide(&mesh, &client, 1) {
+                Outcome::Answer { bytes, .. } => bytes,
+                Outcome::Forward(forward) => {
+                    let sent = forward.question(0x1234);
+                    assert!(
+                        sent.len() <= data.len() && sent[2..] == data[2..sent.len()],
+                        "the question is another one"
+                    );
+                    forward.unanswered()
+                }
+            },
+        };
+        assert!(answer.len() <= 4096, "an answer of {} bytes", answer.len());
+        assert!(answer[..2] == data[..2] && answer[2] & 0x80 != 0, "not the answer to this question");
+    }
+}
+
+/// What comes back from a pod's name server, or from somebody in its place.
+pub fn dns_reply(data: &[u8]) {
+    let question = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03www\x07example\x03com\0\0\x01\0\x01";
+    let Ok(query) = Query::read(question, Transport::Udp) else { panic!("a question cannot be read") };
+    let Outcome::Forward(forward) =
+        query.decide(&mesh_with_a_service(), &Client::new::<&str>("shop", "", true, &[], 5), 1)
+    else {
+        panic!("the mesh does not have this name")
+    };
+    let Some(id) = data.first_chunk().map(|id| u16::from_be_bytes(*id)) else { return };
+    if let Ok(reply) = forward.accept(id, data.to_vec()) {
+        assert!(reply.bytes.len() <= 512, "the resolver did not ask for {} bytes", reply.bytes.len());
+        assert!(reply.bytes[..2] == question[..2] && reply.bytes[2] & 0x80 != 0, "the resolver would not take it");
+    }
+}
+
+fn mesh_with_a_service() -> Snapshot {
+    let Ok(key) = "shop/web.shop.svc.cluster.local".parse() else { panic!("a service's key cannot be read") };
+    let Ok(range) = "10.1.0.1/32".parse() else { panic!("an address cannot be read") };
+    let addresses = vec![ServiceAddr { network: Arc::default(), range }];
+    Snapshot::default().apply(vec![Change::Service(Service { addresses, ..Service::new(key, "web") })])
 }
 
 /// What could be read is written and read back as the same.
