@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use loam_core::ids::{Hostname, TrustDomain};
+use loam_core::ids::{Hostname, Identity, TrustDomain};
 use loam_manifest::Source;
 use loam_rt::telemetry::LogFormat;
 
@@ -71,6 +71,10 @@ pub enum Refused {
 
 /// Certificates live for a day unless the user wants less.
 const MAX_CERTIFICATE_TTL: u64 = 24 * 3600;
+/// Where Istio's users keep the policies of the mesh.
+const ROOT_NAMESPACE: &str = "istio-system";
+/// Most names of a trust domain: each makes every principal of a policy longer by one.
+const MAX_ALIASES: usize = 16;
 /// Nobody renews a token in a file: a year, so that a demo of last month still runs.
 const TOKEN_TTL: u64 = 365 * 24 * 3600;
 
@@ -108,6 +112,12 @@ struct ServeArgs {
     /// Trust domain of all identities
     #[arg(long, env = "TRUST_DOMAIN", default_value = TrustDomain::DEFAULT)]
     trust_domain: String,
+    /// Another name of the trust domain: policies that name one mean both; may be repeated
+    #[arg(long = "trust-domain-alias", env = "TRUST_DOMAIN_ALIASES", value_delimiter = ',')]
+    trust_domain_aliases: Vec<String>,
+    /// Namespace whose policies are about the whole mesh
+    #[arg(long, env = "ROOT_NAMESPACE", default_value = ROOT_NAMESPACE)]
+    root_namespace: String,
     /// Name of this cluster
     #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
     cluster: String,
@@ -117,6 +127,9 @@ struct ServeArgs {
     /// Name of the network of this cluster
     #[arg(long, env = "NETWORK", default_value = "")]
     network: String,
+    /// What workloads may do with destinations that nobody declared: ALLOW_ANY or REGISTRY_ONLY
+    #[arg(long, env = "OUTBOUND_TRAFFIC_POLICY", default_value = "ALLOW_ANY")]
+    outbound_traffic_policy: String,
     /// Name or address by which proxies call; may be repeated
     #[arg(long = "serving-name", default_values = ["localhost", "127.0.0.1", "::1"])]
     serving_names: Vec<String>,
@@ -221,6 +234,14 @@ impl ServeArgs {
         let listen = check.value("listen", &self.listen);
         let data_dir = check.path("data-dir", &self.data_dir);
         let trust_domain = check.value("trust-domain", &self.trust_domain);
+        let aliases = self.trust_domain_aliases.iter().filter(|alias| !alias.is_empty());
+        let aliases: Vec<Option<TrustDomain>> = aliases.map(|a| check.value("trust-domain-alias", a)).collect();
+        if aliases.len() > MAX_ALIASES {
+            check.mistake("trust-domain-alias", format_args!("is given more than {MAX_ALIASES} times"));
+        }
+        if let Err(error) = Identity::new(TrustDomain::default(), &self.root_namespace, "any") {
+            check.mistake("root-namespace", error);
+        }
         let domain: Option<Hostname> = check.value("cluster-domain", &self.cluster_domain);
         for (flag, name) in [("cluster", &self.cluster), ("network", &self.network)] {
             let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
@@ -228,6 +249,7 @@ impl ServeArgs {
                 check.mistake(flag, format_args!("{name:?} is not letters, digits, '-', '.' and '_'"));
             }
         }
+        let egress = check.value("outbound-traffic-policy", &self.outbound_traffic_policy);
         let authority = match (self.ca_cert, self.ca_key) {
             (Some(cert), Some(key)) => Some((cert, key)),
             (None, None) => None,
@@ -253,7 +275,10 @@ impl ServeArgs {
                 cluster: self.cluster.into(),
                 cluster_domain: Arc::from(domain?.as_str()),
                 trust_domain: trust_domain?,
+                trust_domain_aliases: aliases.into_iter().collect::<Option<Vec<_>>>()?.into(),
+                root_namespace: self.root_namespace.into(),
                 network: self.network.into(),
+                egress: egress?,
             })
         };
         let serve = || {
@@ -342,6 +367,22 @@ mod tests {
         assert!(matches!(run("--help"), Err(Refused::Told(_))));
         assert!(matches!(run("token --help"), Err(Refused::Told(_))));
         assert!(matches!(run("--version"), Err(Refused::Told(text)) if text.contains(env!("CARGO_PKG_VERSION"))));
+    }
+
+    #[test]
+    fn the_mesh_may_have_other_names_and_another_root_namespace() {
+        let serve = |flags: &str| run(&format!("--source dir:/m --data-dir /d {flags}"));
+        let Ok(Command::Serve(plain)) = serve("") else { panic!() };
+        assert_eq!((plain.mesh.trust_domain_aliases.len(), &*plain.mesh.root_namespace), (0, "istio-system"));
+        let flags = "--trust-domain-alias old.td --trust-domain-alias older.td --root-namespace mesh";
+        let Ok(Command::Serve(named)) = serve(flags) else { panic!() };
+        let aliases: Vec<_> = named.mesh.trust_domain_aliases.iter().map(TrustDomain::as_str).collect();
+        assert_eq!((&aliases[..], &*named.mesh.root_namespace), (&["old.td", "older.td"][..], "mesh"));
+        let many = "--trust-domain-alias a ".repeat(MAX_ALIASES + 1);
+        for wrong in ["--trust-domain-alias a/b", "--root-namespace a/b", many.as_str()] {
+            let Err(Refused::Mistakes(mistakes)) = serve(wrong) else { panic!("{wrong}") };
+            assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+        }
     }
 
     #[test]

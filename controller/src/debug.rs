@@ -116,6 +116,8 @@ pub fn metrics(view: &View, clients: &Clients) -> Registry {
     registry.gauge("pilot_services", "Services known", counted(|c| &c.services));
     registry.gauge("loam_controller_pods", "Pods known", counted(|c| &c.pods));
     registry.gauge("loam_controller_endpoint_slices", "Slices of endpoints known", counted(|c| &c.slices));
+    let policies = view.policies.clone();
+    registry.gauge("loam_controller_policies", "Policies known", move || gauge(policies.borrow().len()));
     let problems = view.problems.clone();
     registry.gauge("loam_controller_problems", "Problems of the manifests", move || gauge(problems.borrow().len()));
     registry
@@ -123,7 +125,7 @@ pub fn metrics(view: &View, clients: &Clients) -> Registry {
 
 /// The routes of the admin server.
 pub fn routes(view: &View, published: &Published, clients: &Clients, ready: &Ready, filter: Option<&Filter>) -> Routes {
-    let (problems, published) = (view.problems.clone(), published.clone());
+    let (problems, policies, published) = (view.problems.clone(), view.policies.clone(), published.clone());
     let nodes = clients.clone();
     let is_ready = ready.clone();
     let routes = Routes::default()
@@ -137,6 +139,10 @@ pub fn routes(view: &View, published: &Published, clients: &Clients, ready: &Rea
         .get("/version", "the version", |_| std::future::ready(Response::text(StatusCode::OK, format!("{VERSION}\n"))))
         .dump("/debug/problems", "what is wrong with the manifests", move |_| {
             let all = problems.borrow().clone();
+            Response::json(&&*all)
+        })
+        .dump("/debug/policies", "what became of each policy, and why", move |_| {
+            let all = policies.borrow().clone();
             Response::json(&&*all)
         })
         .dump("/debug/workloads", "workloads and services as proxies see them", move |_| {

@@ -2,8 +2,13 @@
 //!
 //! Pure: objects are applied and deleted, [`Index::compile`] answers what became different. One task owns it.
 
+mod allocate;
 mod claims;
 mod compile;
+mod delivery;
+mod egress;
+mod entries;
+mod policies;
 mod residents;
 mod selectors;
 #[cfg(test)]
@@ -14,19 +19,26 @@ use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use loam_core::ids::TrustDomain;
+use loam_core::ids::{Hostname, TrustDomain};
 use loam_core::workload::Locality;
-use loam_manifest::{Change, Key, Kind, Object};
+use loam_manifest::istio::Place;
+use loam_manifest::{Change, Key, Kind, Object, Severity};
 
 pub use compile::{Compiled, Resource};
 pub use residents::Residents;
 
+use crate::policy::status::Status;
+use crate::resource::egress::{Mode, of_sidecar};
 use crate::resource::place::{self, Namespace};
 use crate::resource::pod::{self, Pod};
 use crate::resource::service::{self, Service};
 use crate::resource::slice::{self, Endpoint, Slice};
 use crate::resource::{Flaw, Name};
+use crate::resource::{service_entry, workload_entry};
 use claims::Claims;
+use egress::Sidecars;
+use entries::Entries;
+use policies::{Audience, Policies};
 use selectors::Selectors;
 
 /// What all resources of this controller have in common.
@@ -38,8 +50,14 @@ pub struct Mesh {
     pub cluster_domain: Arc<str>,
     /// Domain of all identities.
     pub trust_domain: TrustDomain,
+    /// Other names of it, from before or beside: policies that mean one mean all.
+    pub trust_domain_aliases: Arc<[TrustDomain]>,
+    /// The namespace whose policies are about the whole mesh.
+    pub root_namespace: Arc<str>,
     /// Network of all addresses.
     pub network: Arc<str>,
+    /// What workloads may do with destinations that nobody declared, where nothing nearer says.
+    pub egress: Mode,
 }
 
 /// A part of an object that is not in force.
@@ -47,8 +65,21 @@ pub struct Mesh {
 pub struct Problem {
     /// The object.
     pub object: Key,
+    /// How much it matters.
+    pub severity: Severity,
+    /// The file and the line, where they are known.
+    pub file: Option<Arc<str>>,
+    /// The line.
+    pub line: Option<u32>,
     /// What is wrong and what was done about it.
     pub message: String,
+}
+
+impl Problem {
+    /// One whose place is not known.
+    fn of(object: Key, message: String) -> Self {
+        Self { object, severity: Severity::Error, file: None, line: None, message }
+    }
 }
 
 /// The objects, and who depends on whom.
@@ -71,8 +102,13 @@ pub struct Index {
     service_addresses: Claims,
     /// Addresses for which each slice has workloads of its own.
     slice_workloads: HashMap<Name, BTreeSet<IpAddr>>,
+    entries: Entries,
+    sidecars: Sidecars,
+    policies: Policies,
     residents: Arc<Residents>,
     flaws: BTreeMap<Key, Vec<Flaw>>,
+    /// Where entries and Sidecars are written.
+    places: HashMap<Key, Place>,
     dirty: Dirty,
 }
 
@@ -86,14 +122,24 @@ struct Dirty {
     pods: BTreeSet<Name>,
     services: BTreeSet<Name>,
     slices: BTreeSet<Name>,
+    /// Hosts of ServiceEntries.
+    hosts: BTreeSet<Hostname>,
+    /// ServiceEntries with their endpoints.
+    entries: BTreeSet<Name>,
+    /// WorkloadEntries.
+    machines: BTreeSet<Name>,
+    /// Whether addresses have to be given to hosts.
+    allocation: bool,
 }
 
 impl Index {
     /// An empty index.
     pub fn new(mesh: Mesh) -> Self {
         let residents = Arc::new(Residents::new(mesh.trust_domain.clone()));
+        let policies = Policies::new(&mesh);
         Self {
             mesh,
+            policies,
             pods: HashMap::new(),
             services: HashMap::new(),
             slices: HashMap::new(),
@@ -109,8 +155,11 @@ impl Index {
             pod_addresses: Claims::default(),
             service_addresses: Claims::default(),
             slice_workloads: HashMap::new(),
+            entries: Entries::default(),
+            sidecars: Sidecars::default(),
             residents,
             flaws: BTreeMap::new(),
+            places: HashMap::new(),
             dirty: Dirty::default(),
         }
     }
@@ -168,6 +217,29 @@ impl Index {
             }
             // A pod names its account, and nothing more is to be known of it.
             Object::ServiceAccount(_) => {}
+            Object::PeerAuthentication(object) => {
+                let audiences = self.policies.set_peer(&name(), Some(*object));
+                self.policies_moved(audiences);
+            }
+            Object::AuthorizationPolicy(object) => {
+                let audiences = self.policies.set_authorization(&name(), Some(*object));
+                self.policies_moved(audiences);
+            }
+            Object::Sidecar(object) => {
+                self.places.insert(key.clone(), object.place.clone());
+                let mode = of_sidecar(&object.spec, &mut flaws);
+                self.set_sidecar(&name(), mode);
+            }
+            Object::ServiceEntry(object) => {
+                self.places.insert(key.clone(), object.place.clone());
+                let entry = service_entry::read(&object.metadata, object.spec, &mut flaws);
+                self.set_service_entry(&name(), entry);
+            }
+            Object::WorkloadEntry(object) => {
+                self.places.insert(key.clone(), object.place.clone());
+                let machine = workload_entry::read(object.spec, &mut flaws);
+                self.set_workload_entry(&name(), machine);
+            }
         }
         if flaws.is_empty() {
             self.flaws.remove(&key);
@@ -180,6 +252,7 @@ impl Index {
     pub fn delete(&mut self, key: &Key) {
         let name = Name { namespace: Arc::clone(&key.namespace), name: Arc::clone(&key.name) };
         self.flaws.remove(key);
+        self.places.remove(key);
         match key.kind {
             Kind::Pod => self.set_pod(&name, None),
             Kind::Service => self.set_service(&name, None),
@@ -187,27 +260,77 @@ impl Index {
             Kind::Namespace => self.set_namespace(&key.name, None),
             Kind::Node => self.set_node(&key.name, None),
             Kind::ServiceAccount => {}
+            Kind::PeerAuthentication => {
+                let audiences = self.policies.set_peer(&name, None);
+                self.policies_moved(audiences);
+            }
+            Kind::AuthorizationPolicy => {
+                let audiences = self.policies.set_authorization(&name, None);
+                self.policies_moved(audiences);
+            }
+            Kind::Sidecar => self.set_sidecar(&name, None),
+            Kind::ServiceEntry => self.set_service_entry(&name, None),
+            Kind::WorkloadEntry => self.set_workload_entry(&name, None),
         }
     }
 
     /// All that is not in force, in the order of the objects.
     pub fn problems(&self) -> Vec<Problem> {
-        let flaws = self.flaws.iter().flat_map(|(object, flaws)| {
-            flaws.iter().map(|message| Problem { object: object.clone(), message: message.clone() })
-        });
+        let flaws = self
+            .flaws
+            .iter()
+            .flat_map(|(object, flaws)| flaws.iter().map(|message| Problem::of(object.clone(), message.clone())));
         let refused = |kind: Kind, what: &'static str, claims: &Claims| -> Vec<Problem> {
-            let problem = |(ip, name, owner): (IpAddr, &Name, &Name)| Problem {
-                object: Key { kind, namespace: Arc::clone(&name.namespace), name: Arc::clone(&name.name) },
-                message: format!("address {ip} is left out: it belongs to {what} {owner}"),
+            let problem = |(ip, name, owner): (IpAddr, &Name, &Name)| {
+                let object = Key { kind, namespace: Arc::clone(&name.namespace), name: Arc::clone(&name.name) };
+                Problem::of(object, format!("address {ip} is left out: it belongs to {what} {owner}"))
             };
             claims.refused().map(problem).collect()
         };
         let mut problems: Vec<_> = flaws
             .chain(refused(Kind::Pod, "pod", &self.pod_addresses))
             .chain(refused(Kind::Service, "service", &self.service_addresses))
+            .chain(self.sidecars.problems())
+            .chain(self.entries.problems())
+            .chain(self.policies.problems().iter().cloned())
             .collect();
+        for problem in &mut problems {
+            if let Some(place) = self.places.get(&problem.object) {
+                (problem.file, problem.line) = (Some(Arc::clone(&place.file)), Some(place.line));
+            }
+        }
         problems.sort();
         problems
+    }
+
+    /// What is told about each policy, as of the last [`Index::compile`].
+    pub fn policies(&self) -> Arc<[Status]> {
+        self.policies.statuses()
+    }
+
+    /// Workloads list the policies that are about them.
+    fn policies_moved(&mut self, audiences: Vec<Audience>) {
+        for audience in audiences {
+            let namespace = match &audience {
+                Audience::Mesh | Audience::Selected(None, _) => None,
+                Audience::Namespace(namespace) | Audience::Selected(Some(namespace), _) => Some(namespace),
+            };
+            let of = |name: &&Name| namespace.is_none_or(|namespace| name.namespace == *namespace);
+            self.dirty.machines.extend(self.entries.machines.keys().filter(of).cloned());
+            self.dirty.entries.extend(self.entries.all.keys().filter(of).cloned());
+            match audience {
+                Audience::Mesh => self.dirty.pods.extend(self.pods.keys().cloned()),
+                Audience::Namespace(namespace) => self.dirty.pods.extend(self.pods_in.of(&namespace).cloned()),
+                Audience::Selected(Some(namespace), labels) => {
+                    let selected = |name: &&Name| self.pods.get(*name).is_some_and(|pod| labels.select(&pod.labels));
+                    self.dirty.pods.extend(self.pods_in.of(&namespace).filter(selected).cloned());
+                }
+                Audience::Selected(None, labels) => {
+                    let selected = self.pods.iter().filter(|(_, pod)| labels.select(&pod.labels));
+                    self.dirty.pods.extend(selected.map(|(name, _)| name.clone()));
+                }
+            }
+        }
     }
 
     fn set_pod(&mut self, name: &Name, pod: Option<Pod>) {
@@ -243,6 +366,7 @@ impl Index {
     fn address_moved(&mut self, ip: IpAddr, claimants: Vec<Name>) {
         self.dirty.pods.extend(claimants);
         self.dirty.slices.extend(self.slices_of_ip.of(&ip).cloned());
+        self.address_taken(ip);
     }
 
     fn set_service(&mut self, name: &Name, service: Option<Service>) {
@@ -261,7 +385,12 @@ impl Index {
             }
             let slices: Vec<Name> = self.slices_of_service.of(name).cloned().collect();
             slices.iter().for_each(|slice| self.slice_touched(slice));
+            let machines = self.machines_selected(name, [&old, &service]);
+            self.dirty.machines.extend(machines);
         }
+        let taken = [&old, &service].into_iter().flatten().flat_map(|s| s.addresses.clone());
+        taken.collect::<Vec<_>>().into_iter().for_each(|ip| self.address_taken(ip));
+        let moved = old.is_none() != service.is_none();
         if let Some(old) = old {
             self.services_in.remove(&name.namespace, name);
             self.selectors.remove(name, &old.membership.selector);
@@ -269,13 +398,17 @@ impl Index {
                 self.dirty.services.extend(self.service_addresses.remove(ip, name));
             }
         }
-        let Some(service) = service else { return };
-        self.services_in.add(&name.namespace, name);
-        self.selectors.add(name, &service.membership.selector);
-        for ip in &service.addresses {
-            self.dirty.services.extend(self.service_addresses.add(*ip, name, false));
+        if let Some(service) = service {
+            self.services_in.add(&name.namespace, name);
+            self.selectors.add(name, &service.membership.selector);
+            for ip in &service.addresses {
+                self.dirty.services.extend(self.service_addresses.add(*ip, name, false));
+            }
+            self.services.insert(name.clone(), service);
         }
-        self.services.insert(name.clone(), service);
+        if let (true, Ok(key)) = (moved, self.service_key(name)) {
+            self.host_touched(&key.hostname);
+        }
     }
 
     fn set_slice(&mut self, name: &Name, slice: Option<Slice>) {
@@ -287,7 +420,7 @@ impl Index {
             self.slices_of_service.remove(&old.service, name);
             for endpoint in &old.endpoints {
                 match endpoint {
-                    Endpoint::Pod(pod) => self.slices_of_pod.remove(pod, name),
+                    Endpoint::Pod { pod, .. } => self.slices_of_pod.remove(pod, name),
                     Endpoint::Address { ip, .. } => self.slices_of_ip.remove(ip, name),
                 }
             }
@@ -296,7 +429,7 @@ impl Index {
         self.slices_of_service.add(&slice.service, name);
         for endpoint in &slice.endpoints {
             match endpoint {
-                Endpoint::Pod(pod) => self.slices_of_pod.add(pod, name),
+                Endpoint::Pod { pod, .. } => self.slices_of_pod.add(pod, name),
                 Endpoint::Address { ip, .. } => self.slices_of_ip.add(ip, name),
             }
         }
@@ -310,7 +443,7 @@ impl Index {
         let Some(slice) = self.slices.get(name) else { return };
         for endpoint in &slice.endpoints {
             let pod = match endpoint {
-                Endpoint::Pod(pod) => Some(pod),
+                Endpoint::Pod { pod, .. } => Some(pod),
                 Endpoint::Address { ip, .. } => self.pod_addresses.owner(*ip),
             };
             self.dirty.pods.extend(pod.cloned());
@@ -325,8 +458,13 @@ impl Index {
         }
         if old.distribution != new.distribution {
             self.dirty.services.extend(self.services_in.of(name).cloned());
+            self.entries_in_touched(name);
         }
+        let egress_moved = old.egress != new.egress;
         self.namespaces.extend(namespace.map(|n| (Arc::clone(name), n)));
+        if egress_moved {
+            self.egress_touched(name);
+        }
     }
 
     fn set_node(&mut self, name: &Arc<str>, locality: Option<Locality>) {

@@ -6,6 +6,7 @@ pub mod config;
 pub mod debug;
 pub mod index;
 pub mod owner;
+pub mod policy;
 pub mod publish;
 pub mod resource;
 pub mod serve;

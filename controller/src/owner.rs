@@ -1,20 +1,26 @@
 //! The one owner of the index: takes in what the source says, and puts the result in force.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::Duration;
 
 use loam_manifest::{Manifests, Severity, Update};
 use serde::Serialize;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
-use crate::index::{Index, Mesh, Residents};
+use crate::index::{Compiled, Index, Mesh, Residents};
+use crate::policy::status::Status;
 use crate::publish::Published;
 
 /// Problems that are logged at one moment; all of them are shown by `/debug/problems`.
 const MAX_LOGGED: usize = 100;
+
+/// Pause between two steps: a proxy that keeps up has taken the first long before. One that does not may be told both
+/// at once.
+const STEP: Duration = Duration::from_millis(500);
 
 /// One thing that somebody should look at, wherever it was found.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -53,6 +59,8 @@ impl fmt::Display for Problem {
 pub struct View {
     /// All problems there are.
     pub problems: watch::Receiver<Arc<[Problem]>>,
+    /// What is told about each policy.
+    pub policies: watch::Receiver<Arc<[Status]>>,
     /// How many objects are indexed.
     pub counts: Arc<Counts>,
 }
@@ -71,16 +79,22 @@ pub struct Counts {
 pub struct Owner {
     index: Index,
     published: Published,
+    /// What is to be told later, and when.
+    steps: VecDeque<Compiled>,
+    due: Option<Instant>,
     of_source: Vec<loam_manifest::Problem>,
     problems: watch::Sender<Arc<[Problem]>>,
+    policies: watch::Sender<Arc<[Status]>>,
     counts: Arc<Counts>,
 }
 
 impl Owner {
     /// An owner that publishes to `published`.
     pub fn new(mesh: Mesh, published: Published) -> Self {
-        let problems = watch::Sender::new(Arc::default());
-        Self { index: Index::new(mesh), published, of_source: Vec::new(), problems, counts: Arc::default() }
+        let (problems, policies) = (watch::Sender::new(Arc::default()), watch::Sender::new(Arc::default()));
+        let index = Index::new(mesh);
+        let (steps, due) = (VecDeque::new(), None);
+        Self { index, published, steps, due, of_source: Vec::new(), problems, policies, counts: Arc::default() }
     }
 
     /// Who runs where.
@@ -90,7 +104,8 @@ impl Owner {
 
     /// What others may see.
     pub fn view(&self) -> View {
-        View { problems: self.problems.subscribe(), counts: Arc::clone(&self.counts) }
+        let (problems, policies) = (self.problems.subscribe(), self.policies.subscribe());
+        View { problems, policies, counts: Arc::clone(&self.counts) }
     }
 
     /// Takes in all that there is to begin with. Nothing is published before it is complete: half a mesh would look
@@ -126,15 +141,33 @@ impl Owner {
 
     /// Follows the source until it ends.
     pub async fn follow(mut self, mut manifests: Manifests) {
-        while let Some(update) = manifests.next().await {
-            self.update(update);
+        loop {
+            let due = self.due;
+            let pause = async { tokio::time::sleep_until(due.unwrap_or_else(Instant::now)).await };
+            tokio::select! {
+                update = manifests.next() => match update {
+                    Some(update) => self.update(update),
+                    None => return,
+                },
+                () = pause, if due.is_some() => drop(self.step()),
+            }
         }
+    }
+
+    /// Tells the next step, if one is left. Returns how many resources really are different.
+    fn step(&mut self) -> Option<usize> {
+        let step = self.steps.pop_front();
+        self.due = (!self.steps.is_empty()).then(|| Instant::now() + STEP);
+        step.map(|step| self.published.publish(step))
     }
 
     fn finish(&mut self, started: Instant, objects: usize) {
         let compiled = self.index.compile();
-        let resources = compiled.changes.len();
-        let changed = self.published.publish(compiled);
+        let resources = compiled.changes.len() + compiled.policies.len() + compiled.last.len();
+        // What is left of the last change comes before this one.
+        while self.step().is_some() {}
+        self.steps.extend(compiled.steps());
+        let changed = self.step().unwrap_or_default();
         let [pods, services, slices] = self.index.counts();
         let Counts { pods: all_pods, services: all_services, slices: all_slices } = &*self.counts;
         for (count, value) in [(all_pods, pods), (all_services, services), (all_slices, slices)] {
@@ -144,6 +177,7 @@ impl Owner {
         if objects > 0 {
             tracing::info!(objects, resources, changed, pods, services, slices, millis, "manifests applied");
         }
+        self.policies.send_replace(self.index.policies());
         self.tell_problems();
     }
 
@@ -156,9 +190,9 @@ impl Owner {
             message: p.message.clone(),
         });
         let of_index = self.index.problems().into_iter().map(|p| Problem {
-            severity: Severity::Error,
-            file: None,
-            line: None,
+            severity: p.severity,
+            file: p.file.map(|file| file.to_string()),
+            line: p.line,
             object: Some(p.object.to_string()),
             message: p.message,
         });
@@ -182,5 +216,77 @@ impl Owner {
             tracing::info!("manifests have no problems any more");
         }
         self.problems.send_replace(problems);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use loam_core::ids::{TrustDomain, WorkloadUid};
+    use loam_core::policy::Scope;
+    use loam_manifest::Change;
+
+    use super::*;
+
+    fn owner() -> Owner {
+        let mesh = Mesh {
+            cluster: "c".into(),
+            cluster_domain: "cluster.local".into(),
+            trust_domain: TrustDomain::default(),
+            trust_domain_aliases: Arc::default(),
+            root_namespace: "istio-system".into(),
+            egress: Default::default(),
+            network: "".into(),
+        };
+        Owner::new(mesh, Published::default())
+    }
+
+    fn update(yaml: &str) -> Update {
+        let objects = loam_manifest::read([("m.yaml", yaml.as_bytes())]).objects;
+        Update { changes: objects.into_iter().map(Change::Applied).collect(), problems: None, complete: true }
+    }
+
+    const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace: shop, labels: {app: web}}\n\
+                       spec: {containers: []}\nstatus: {podIP: 10.0.0.1}\n";
+
+    fn policy(spec: &str) -> Update {
+        let head = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: shop}";
+        update(&format!("{head}\nspec: {spec}\n"))
+    }
+
+    const SELECTING: &str = "{action: DENY, selector: {matchLabels: {app: web}}, rules: [{}]}";
+    const FOR_ALL: &str = "{action: DENY, rules: [{}]}";
+
+    /// Whether the pod lists the policy, and whom the policy is about.
+    fn known(owner: &Owner) -> (bool, Option<Scope>) {
+        let snapshot = owner.published.snapshot();
+        let pod = snapshot.workload(&WorkloadUid::of_pod("c", "shop", "web")).expect("the pod is there");
+        let scope = snapshot.policies().find(|p| &*p.key == "shop/p").map(|p| p.scope);
+        (!pod.policies.is_empty(), scope)
+    }
+
+    #[test]
+    fn a_policy_that_gets_a_selector_is_about_all_until_pods_list_it() {
+        let mut owner = owner();
+        owner.update(update(POD));
+        owner.update(policy(FOR_ALL));
+        assert_eq!((known(&owner), owner.due), ((false, Some(Scope::Namespace)), None));
+        owner.update(policy(SELECTING));
+        assert_eq!(known(&owner), (true, Some(Scope::Namespace)));
+        assert!(owner.due.is_some());
+        owner.step();
+        assert_eq!((known(&owner), owner.due), ((true, Some(Scope::Workload)), None));
+    }
+
+    #[test]
+    fn a_policy_that_loses_its_selector_is_about_all_before_pods_cease_to_list_it() {
+        let mut owner = owner();
+        owner.update(update(POD));
+        owner.update(policy(SELECTING));
+        assert_eq!((known(&owner), owner.due), ((true, Some(Scope::Workload)), None));
+        owner.update(policy(FOR_ALL));
+        assert_eq!(known(&owner), (true, Some(Scope::Namespace)));
+        // What comes in between does not wait, and loses nothing.
+        owner.update(update(""));
+        assert_eq!((known(&owner), owner.due), ((false, Some(Scope::Namespace)), None));
     }
 }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use loam_api::convert::Decoder;
 use loam_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, encode};
-use loam_core::snapshot::Snapshot;
+use loam_core::policy::Policy;
+use loam_core::snapshot::{Change, Snapshot};
 use loam_xds::store::Store;
 
 use crate::index::{Compiled, Resource};
@@ -14,7 +15,7 @@ use crate::index::{Compiled, Resource};
 pub struct Published {
     /// Workloads and services.
     pub addresses: Arc<Store>,
-    /// Policies. A directory of manifests has none; clients still wait for the first answer about them.
+    /// Policies.
     pub authorizations: Arc<Store>,
 }
 
@@ -30,15 +31,21 @@ impl Published {
             Resource::Workload(workload) => encode::workload(&workload).1,
             Resource::Service(service) => encode::service(&service).1,
         };
-        self.addresses.apply(compiled.changes.into_iter().map(|(name, resource)| (name, resource.map(body))))
+        let policy = |(name, policy): (Arc<str>, Option<Policy>)| (name, policy.map(|p| encode::policy(&p).1));
+        self.authorizations.apply(compiled.policies.into_iter().map(policy))
+            + self.addresses.apply(compiled.changes.into_iter().map(|(name, resource)| (name, resource.map(body))))
+            + self.authorizations.apply(compiled.last.into_iter().map(policy))
     }
 
     /// The mesh as a proxy sees it.
     pub fn snapshot(&self) -> Snapshot {
         let mut decoder = Decoder::default();
-        let all = self.addresses.since(0, usize::MAX).unwrap_or_default().resources;
-        // What does not decode here is refused by every proxy, with a nack that is logged.
-        let decoded = all.iter().filter_map(|r| decoder.decode(ADDRESS_TYPE, &r.name, &r.body).ok());
-        Snapshot::default().apply(decoded.collect())
+        let mut changes = vec![Change::PoliciesArrived];
+        for (type_url, store) in self.stores() {
+            let all = store.since(0, usize::MAX).unwrap_or_default().resources;
+            // What does not decode here is refused by every proxy, with a nack that is logged.
+            changes.extend(all.iter().filter_map(|r| decoder.decode(type_url, &r.name, &r.body).ok()));
+        }
+        Snapshot::default().apply(changes)
     }
 }

@@ -69,7 +69,10 @@ fn a_large_mesh_is_indexed_quickly_within_bounded_memory_and_one_change_stays_on
         cluster: "Kubernetes".into(),
         cluster_domain: "cluster.local".into(),
         trust_domain: TrustDomain::default(),
+        trust_domain_aliases: Default::default(),
+        root_namespace: "istio-system".into(),
         network: "".into(),
+        egress: Default::default(),
     };
     let (mut index, published) = (Index::new(mesh), Published::default());
     let mut took = apply(&mut index, &services(0..SERVICES));

@@ -54,6 +54,11 @@ impl Claims {
         self.by_ip.get(&ip)?.first().map(|c| &c.name)
     }
 
+    /// Who claims an address, best first.
+    pub(super) fn claimants(&self, ip: IpAddr) -> impl Iterator<Item = &Name> {
+        self.by_ip.get(&ip).into_iter().flatten().map(|c| &c.name)
+    }
+
     /// Those who are not believed, each with the address and its owner.
     pub(super) fn refused(&self) -> impl Iterator<Item = (IpAddr, &Name, &Name)> {
         self.contested

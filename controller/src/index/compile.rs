@@ -1,25 +1,61 @@
 //! From the index to resources: what each proxy may know, which is the whole mesh.
 
-use std::collections::BTreeSet;
+mod hosts;
+mod machines;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use loam_core::egress::Egress;
 use loam_core::ids::{Hostname, Identity, NameError, ServiceKey, WorkloadUid};
+use loam_core::policy::Policy;
 use loam_core::service::{Port, Service, ServiceAddr};
 use loam_core::workload::{Health, Locality, NetworkMode, ServicePorts, TunnelProtocol, Workload};
 
+use super::delivery::Plan;
+use super::entries::ports_at;
 use super::{Index, claimed};
-use crate::resource::Name;
 use crate::resource::pod::Pod;
 use crate::resource::service::{self, Target};
 use crate::resource::slice::{Endpoint, Slice};
+use crate::resource::workload_entry::Address;
+use crate::resource::{Labels, Name};
 
 /// What became different.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Compiled {
     /// Resources by name; `None` is one that is gone, if it ever was there.
     pub changes: Vec<(Arc<str>, Option<Resource>)>,
+    /// Policies by key that proxies should know before that; `None` is one that is gone.
+    pub policies: Vec<(Arc<str>, Option<Policy>)>,
+    /// Policies that they should hear of after it.
+    pub last: Vec<(Arc<str>, Option<Policy>)>,
+    /// Whether it has to be so, since for a moment more or less would be allowed than before or after.
+    pub pause_before_changes: bool,
+    /// The same after the changes.
+    pub pause_before_last: bool,
+}
+
+impl Compiled {
+    /// The steps in which to tell proxies, with a pause between each two.
+    pub fn steps(self) -> Vec<Compiled> {
+        let mut steps = vec![Compiled { policies: self.policies, ..Compiled::default() }];
+        if self.pause_before_changes {
+            steps.push(Compiled::default());
+        }
+        if let Some(step) = steps.last_mut() {
+            step.changes = self.changes;
+        }
+        if self.pause_before_last {
+            steps.push(Compiled::default());
+        }
+        if let Some(step) = steps.last_mut() {
+            step.last = self.last;
+        }
+        steps
+    }
 }
 
 /// One resource.
@@ -34,16 +70,40 @@ pub enum Resource {
 impl Index {
     /// Compiles what depends on the changes since the last time, and nothing else.
     pub fn compile(&mut self) -> Compiled {
-        let dirty = std::mem::take(&mut self.dirty);
+        let mut dirty = std::mem::take(&mut self.dirty);
+        let listed = |index: &Self, name: &Name| {
+            let pod = index.pods.get(name).filter(|pod| !pod.ended && !pod.addresses.is_empty());
+            pod.map_or_else(Arc::default, |pod| index.policies.listed_by(&name.namespace, &pod.labels))
+        };
+        let lists: Vec<_> = dirty.pods.iter().map(|name| (name.clone(), listed(self, name))).collect();
+        let plan = self.policies.plan(lists.into_iter());
+        dirty.pods.extend(self.policies.who_lists(&plan.renamed).cloned());
+        if !plan.renamed.is_empty() {
+            dirty.machines.extend(self.entries.machines.keys().cloned());
+            dirty.entries.extend(self.entries.all.keys().cloned());
+        }
         let mut changes = Vec::new();
         // Services first: who hears of an endpoint wants to know what it is one of.
+        if dirty.allocation {
+            self.allocate();
+        }
+        dirty.hosts.append(&mut self.dirty.hosts);
         for name in &dirty.services {
             let Ok(key) = self.service_key(name) else { continue };
             let service = self.services.get(name).map(|s| Resource::Service(self.service(name, &key, s)));
             changes.push((key.to_string().into(), service));
         }
+        for host in &dirty.hosts {
+            self.host_services(host, &mut changes);
+        }
         for name in &dirty.slices {
             self.slice_workloads(name, &mut changes);
+        }
+        for name in &dirty.entries {
+            self.entry_workloads(name, &mut changes);
+        }
+        for name in &dirty.machines {
+            changes.extend(self.machine_workload(name));
         }
         for name in &dirty.pods {
             let uid = WorkloadUid::of_pod(&self.mesh.cluster, &name.namespace, &name.name);
@@ -51,10 +111,17 @@ impl Index {
             // A pod may have its certificate before the world knows where it is.
             let resident = pod.filter(|pod| !pod.ended && self.in_mesh(name, pod));
             self.residents.set(name, resident.map(|pod| (&pod.node, &pod.service_account)));
-            let workload = pod.and_then(|pod| self.pod_workload(name, pod, uid.clone()));
+            let mut workload = pod.and_then(|pod| self.pod_workload(name, pod, uid.clone()));
+            let list = workload.is_some().then(|| listed(self, name));
+            if let (Some(workload), Some(list)) = (&mut workload, &list) {
+                workload.policies = self.policies.names(list);
+            }
+            self.policies.lists(name, list);
             changes.push((Arc::clone(uid.as_shared()), workload.map(Resource::Workload)));
         }
-        Compiled { changes }
+        self.policies.tell();
+        let Plan { first, last, pause_after_first, pause_before_last, .. } = plan;
+        Compiled { changes, policies: first, last, pause_before_changes: pause_after_first, pause_before_last }
     }
 
     fn in_mesh(&self, name: &Name, pod: &Pod) -> bool {
@@ -110,44 +177,81 @@ impl Index {
             locality: self.nodes.get(&pod.node).cloned().unwrap_or_default(),
             health: pod.health,
             services: self.services_of(name, pod),
+            egress: if self.in_mesh(name, pod) { self.egress(&name.namespace) } else { Egress::default() },
             ..Workload::new(uid, Arc::clone(&name.name), identity)
         })
     }
 
-    /// The services that a pod serves, by selector and by slice, and where it serves their ports.
+    /// The services that a pod serves, by selector, slice and entry, and where it serves their ports.
     fn services_of(&self, name: &Name, pod: &Pod) -> Arc<[ServicePorts]> {
-        let mut served = Vec::new();
-        for service in self.selectors.candidates(&name.namespace, &pod.labels) {
-            let Some(record) = self.services.get(service).filter(|s| s.membership.selector.select(&pod.labels)) else {
-                continue;
-            };
-            let Ok(key) = self.service_key(service) else { continue };
-            let ports = record.membership.ports.iter().filter_map(|port| {
+        let mut served = self.selected(&name.namespace, &pod.labels, |ports| {
+            let port = |port: &service::Port| {
                 let target = match &port.target {
                     Target::Number(number) => Some(*number),
                     Target::Name(name) => pod.port(name),
                 };
                 served_at(port, target)
-            });
-            served.push(ServicePorts { service: key, ports: ports.collect() });
-        }
-        let by_ip = claimed(pod).filter(|ip| self.pod_addresses.owner(*ip) == Some(name));
-        let by_ip = by_ip.flat_map(|ip| self.slices_of_ip.of(&ip).collect::<Vec<_>>());
+            };
+            ports.iter().filter_map(port).collect()
+        });
+        let own: Vec<IpAddr> = claimed(pod).filter(|ip| self.pod_addresses.owner(*ip) == Some(name)).collect();
+        let by_ip = own.iter().flat_map(|ip| self.slices_of_ip.of(ip));
         let slices: BTreeSet<&Name> = self.slices_of_pod.of(name).chain(by_ip).collect();
+        // Services of which every slice says that the pod takes nothing new.
+        let mut withdrawn: BTreeMap<&Name, bool> = BTreeMap::new();
         for slice in slices.into_iter().filter_map(|slice| self.slices.get(slice)) {
-            let Some((key, ports)) = self.slice_ports(slice) else { continue };
-            match served.iter_mut().find(|s| s.service == key) {
-                // One slice for each address family says the same; several may each have some of the ports.
-                Some(known) => {
-                    let more = ports.iter().filter(|p| known.ports.iter().all(|k| k.service_port != p.service_port));
-                    let all: Vec<Port> = known.ports.iter().chain(more).copied().collect();
-                    known.ports = all.into();
-                }
-                None => served.push(ServicePorts { service: key, ports }),
+            *withdrawn.entry(&slice.service).or_insert(true) &= slice.health_of(name, &own) == Some(Health::Unhealthy);
+            if let Some((key, ports)) = self.slice_ports(slice) {
+                join(&mut served, ServicePorts { service: key, ports });
+            }
+        }
+        for (service, _) in withdrawn.into_iter().filter(|(service, is)| *is && !self.takes_unready(service)) {
+            if let Ok(key) = self.service_key(service) {
+                served.retain(|s| s.service != key);
+            }
+        }
+        for (entry, ip) in own.iter().flat_map(|ip| self.entries.of_endpoint.of(ip).map(move |entry| (entry, ip))) {
+            let Some(record) = self.entries.all.get(entry) else { continue };
+            let at = Address::Ip(*ip);
+            let Some(endpoint) = record.endpoints.iter().find(|e| e.address == at) else { continue };
+            let ports = ports_at(endpoint, &record.membership.ports);
+            for key in self.declared(entry, record) {
+                join(&mut served, ServicePorts { service: key, ports: Arc::clone(&ports) });
             }
         }
         served.sort_by(|a, b| a.service.cmp(&b.service));
         served.into()
+    }
+
+    /// What selects something with `labels`, and where it serves the ports.
+    fn selected(
+        &self,
+        namespace: &str,
+        labels: &Labels,
+        place: impl Fn(&[service::Port]) -> Arc<[Port]>,
+    ) -> Vec<ServicePorts> {
+        let mut served = Vec::new();
+        for service in self.selectors.candidates(namespace, labels) {
+            let Some(record) = self.services.get(service).filter(|s| s.membership.selector.select(labels)) else {
+                continue;
+            };
+            let Ok(key) = self.service_key(service) else { continue };
+            served.push(ServicePorts { service: key, ports: place(&record.membership.ports) });
+        }
+        for entry in self.entries.selectors.candidates(namespace, labels) {
+            let Some(record) = self.entries.all.get(entry).filter(|e| e.membership.selector.select(labels)) else {
+                continue;
+            };
+            let ports = place(&record.membership.ports);
+            for key in self.declared(entry, record) {
+                served.push(ServicePorts { service: key, ports: Arc::clone(&ports) });
+            }
+        }
+        served
+    }
+
+    fn takes_unready(&self, service: &Name) -> bool {
+        self.services.get(service).is_some_and(|s| s.allow_unhealthy)
     }
 
     /// The service whose endpoints a slice tells, and where they serve its ports. A service with a selector has its
@@ -221,6 +325,15 @@ impl Index {
             ..Workload::new(uid, Arc::clone(&name.name), identity)
         })
     }
+}
+
+/// Adds ports to those that a service is known to be served on: one slice for each address family says the same, and
+/// several may each have some of the ports.
+fn join(served: &mut Vec<ServicePorts>, more: ServicePorts) {
+    let Some(known) = served.iter_mut().find(|s| s.service == more.service) else { return served.push(more) };
+    let is_new = |p: &&Port| known.ports.iter().all(|k| k.service_port != p.service_port);
+    let all: Vec<Port> = known.ports.iter().chain(more.ports.iter().filter(is_new)).copied().collect();
+    known.ports = all.into();
 }
 
 fn served_at(port: &service::Port, target: Option<u16>) -> Option<Port> {

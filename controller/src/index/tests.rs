@@ -7,6 +7,8 @@ use loam_core::workload::{Health, NetworkMode, TunnelProtocol, WorkloadKind};
 
 use super::*;
 
+mod entries;
+
 /// An index, and the resources that its changes add up to.
 struct World {
     index: Index,
@@ -20,7 +22,10 @@ impl World {
             cluster: "Kubernetes".into(),
             cluster_domain: "cluster.local".into(),
             trust_domain: TrustDomain::default(),
+            trust_domain_aliases: Arc::default(),
+            root_namespace: "istio-system".into(),
             network: "".into(),
+            egress: Mode::AllowAny,
         };
         Self { index: Index::new(mesh), resources: BTreeMap::new(), compiled: 0 }
     }
@@ -98,6 +103,9 @@ fn show(resource: &Resource) -> String {
             }
             for service in &*w.services {
                 let _ = write!(text, " {}[{}]", service.service.hostname, ports(&service.ports));
+            }
+            if let loam_core::egress::Egress::RegistryOnly { origin } = &w.egress {
+                let _ = write!(text, " only-by={origin}");
             }
         }
         Resource::Service(s) => {

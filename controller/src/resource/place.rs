@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::{Namespace as K8sNamespace, Node};
 use loam_core::workload::Locality;
 use loam_manifest::enrol;
 
+use super::egress::{Mode, of_namespace};
 use super::service::TRAFFIC_DISTRIBUTION;
 use super::service::{Distribution, distribution};
 use super::{Flaw, usable_text};
@@ -15,6 +16,8 @@ pub struct Namespace {
     pub in_mesh: bool,
     /// Where its services send traffic first unless they say otherwise.
     pub distribution: Option<Distribution>,
+    /// What its workloads may do with destinations that nobody declared, unless a `Sidecar` says otherwise.
+    pub egress: Option<Mode>,
 }
 
 /// Reads a namespace.
@@ -23,6 +26,7 @@ pub fn namespace(object: &K8sNamespace, flaws: &mut Vec<Flaw>) -> Namespace {
     Namespace {
         in_mesh: enrol::namespace_in(object),
         distribution: annotation.and_then(|text| distribution(text, flaws)),
+        egress: of_namespace(object, flaws),
     }
 }
 

@@ -15,10 +15,11 @@ use super::{Flaw, Labels, is_tcp, usable_ip, usable_port, usable_text};
 const REDIRECTED_ANNOTATION: &str = "ambient.istio.io/redirection";
 
 /// Labels that name the application, best first.
-const NAME_LABELS: [&str; 3] = ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"];
+pub(crate) const NAME_LABELS: [&str; 3] = ["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"];
 
 /// Labels that name its version, best first.
-const REVISION_LABELS: [&str; 3] = ["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"];
+pub(crate) const REVISION_LABELS: [&str; 3] =
+    ["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"];
 
 /// What a Deployment adds to the name of its ReplicaSet.
 const TEMPLATE_HASH_LABEL: &str = "pod-template-hash";

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Service as K8sService, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use loam_core::service::{AppProtocol, Balancing, BalancingMode, IpFamilies, Scope};
+use loam_core::service::{Affinity, AppProtocol, Balancing, BalancingMode, IpFamilies, Scope};
 
-use super::{Flaw, Labels, is_tcp, usable_ip, usable_port};
+use super::{Flaw, Labels, is_tcp, quoted, usable_ip, usable_port};
 
 /// Says where traffic goes first, on a service or a namespace.
 pub const TRAFFIC_DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
@@ -27,6 +27,8 @@ pub struct Service {
     pub node_local: bool,
     /// Whether endpoints that are not ready count.
     pub allow_unhealthy: bool,
+    /// What keeps a caller with its endpoint.
+    pub affinity: Affinity,
     /// Address families of its callers.
     pub ip_families: IpFamilies,
 }
@@ -76,20 +78,23 @@ pub enum Distribution {
 impl Service {
     /// How endpoints are picked, given what the namespace says about it.
     pub fn balancing(&self, of_namespace: Option<Distribution>) -> Balancing {
-        let wider = [Scope::Network, Scope::Region, Scope::Zone];
-        let (mode, preference) = if self.node_local {
-            (BalancingMode::Strict, vec![Scope::Node])
-        } else {
-            match self.distribution.or(of_namespace).unwrap_or(Distribution::Any) {
-                Distribution::Any => (BalancingMode::Any, Vec::new()),
-                Distribution::SameZone => (BalancingMode::Failover, wider.to_vec()),
-                Distribution::SameNode => {
-                    (BalancingMode::Failover, [&wider[..], &[Scope::Subzone, Scope::Node]].concat())
-                }
-            }
+        let balancing = match self.node_local {
+            true => Balancing { mode: BalancingMode::Strict, preference: vec![Scope::Node], ..Balancing::default() },
+            false => toward(self.distribution.or(of_namespace)),
         };
-        Balancing { preference, mode, allow_unhealthy: self.allow_unhealthy }
+        Balancing { allow_unhealthy: self.allow_unhealthy, affinity: self.affinity, ..balancing }
     }
+}
+
+/// How endpoints are picked when traffic goes there first.
+pub fn toward(distribution: Option<Distribution>) -> Balancing {
+    let wider = [Scope::Network, Scope::Region, Scope::Zone];
+    let (mode, preference) = match distribution.unwrap_or(Distribution::Any) {
+        Distribution::Any => (BalancingMode::Any, Vec::new()),
+        Distribution::SameZone => (BalancingMode::Failover, wider.to_vec()),
+        Distribution::SameNode => (BalancingMode::Failover, [&wider[..], &[Scope::Subzone, Scope::Node]].concat()),
+    };
+    Balancing { mode, preference, ..Balancing::default() }
 }
 
 /// Reads a service; `None` for one that is only an alias of a name, which DNS resolves.
@@ -106,6 +111,7 @@ pub fn read(service: K8sService, flaws: &mut Vec<Flaw>) -> Option<Service> {
         distribution: spec.traffic_distribution.or(annotation).and_then(|text| distribution(&text, flaws)),
         node_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
         allow_unhealthy: spec.publish_not_ready_addresses == Some(true),
+        affinity: affinity(spec.session_affinity.as_deref().unwrap_or_default(), flaws),
         ip_families: ip_families(&spec.ip_families.unwrap_or_default()),
     })
 }
@@ -185,6 +191,17 @@ pub fn distribution(text: &str, flaws: &mut Vec<Flaw>) -> Option<Distribution> {
                 "traffic distribution {word:?} is not Any, PreferClose, PreferSameZone or PreferSameNode"
             ));
             None
+        }
+    }
+}
+
+fn affinity(text: &str, flaws: &mut Vec<Flaw>) -> Affinity {
+    match text {
+        "" | "None" => Affinity::None,
+        "ClientIP" => Affinity::ClientAddress,
+        other => {
+            flaws.push(format!("sessionAffinity {} is neither None nor ClientIP: None is used", quoted(other)));
+            Affinity::None
         }
     }
 }

@@ -29,7 +29,12 @@ pub struct Slice {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Endpoint {
     /// A pod that is known by name.
-    Pod(Name),
+    Pod {
+        /// The pod.
+        pod: Name,
+        /// Whether it may be picked for this service; it may be ready for another.
+        health: Health,
+    },
     /// Something that is only known by address.
     Address {
         /// Its address.
@@ -44,12 +49,15 @@ pub enum Endpoint {
 }
 
 impl Slice {
-    /// The pods it refers to.
-    pub fn pods(&self) -> impl Iterator<Item = &Name> {
-        self.endpoints.iter().filter_map(|endpoint| match endpoint {
-            Endpoint::Pod(pod) => Some(pod),
-            Endpoint::Address { .. } => None,
-        })
+    /// Whether `pod`, whose own addresses are `own`, may be picked; `None` when the slice does not have it.
+    pub fn health_of(&self, pod: &Name, own: &[IpAddr]) -> Option<Health> {
+        let mut found = self.endpoints.iter().filter_map(|endpoint| match endpoint {
+            Endpoint::Pod { pod: named, health } if named == pod => Some(*health),
+            Endpoint::Address { ip, health, .. } if own.contains(ip) => Some(*health),
+            Endpoint::Pod { .. } | Endpoint::Address { .. } => None,
+        });
+        let first = found.next()?;
+        Some(if found.all(|health| health == Health::Unhealthy) { first } else { Health::Healthy })
     }
 
     /// Where a port of the service is served, given its name and, for a slice that allows every port, its target.
@@ -100,18 +108,20 @@ pub fn read(slice: EndpointSlice, flaws: &mut Vec<Flaw>) -> Option<Slice> {
 }
 
 fn read_endpoint(namespace: &Arc<str>, endpoint: &K8sEndpoint, flaws: &mut Vec<Flaw>) -> Result<Endpoint, Flaw> {
+    // An endpoint that ends may still serve, but nothing new is sent to it.
+    let conditions = endpoint.conditions.as_ref();
+    let ready = conditions.is_none_or(|c| c.ready != Some(false) && c.terminating != Some(true));
+    let health = if ready { Health::Healthy } else { Health::Unhealthy };
     let target = endpoint.target_ref.as_ref().filter(|t| t.kind.as_deref() == Some("Pod"));
     if let Some(name) = target.and_then(|t| t.name.as_deref()).filter(|n| !n.is_empty()) {
         // A reference across namespaces would let one namespace speak for the pods of another.
-        return Ok(Endpoint::Pod(Name::new(Arc::clone(namespace), name)));
+        return Ok(Endpoint::Pod { pod: Name::new(Arc::clone(namespace), name), health });
     }
     // Addresses beyond the first have no meaning (discovery.k8s.io/v1).
     let first = endpoint.addresses.first().ok_or_else(|| "an endpoint has no address".to_owned())?;
-    let conditions = endpoint.conditions.as_ref();
-    let ready = conditions.is_none_or(|c| c.ready != Some(false) && c.terminating != Some(true));
     Ok(Endpoint::Address {
         ip: usable_ip(first)?,
-        health: if ready { Health::Healthy } else { Health::Unhealthy },
+        health,
         node: usable_text("node", endpoint.node_name.as_deref().unwrap_or_default(), flaws).into(),
         zone: usable_text("zone", endpoint.zone.as_deref().unwrap_or_default(), flaws).into(),
     })

@@ -10,6 +10,8 @@
 
 mod document;
 pub mod enrol;
+pub mod istio;
+mod located;
 mod object;
 mod parse;
 mod problem;
@@ -19,6 +21,7 @@ mod source;
 mod tree;
 mod watch;
 
+pub use located::{Located, Value};
 pub use object::{DEFAULT_NAMESPACE, Key, Kind, Object};
 pub use problem::{Problem, Severity};
 pub use source::{Source, SourceError};

@@ -7,6 +7,10 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use crate::istio::{
+    AuthorizationPolicySpec, Custom, PeerAuthenticationSpec, Place, ServiceEntrySpec, SidecarSpec, WorkloadEntrySpec,
+};
+
 /// Every kind this crate gives types to. The order is the one in which a batch lists objects: what others refer to
 /// comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -15,15 +19,35 @@ pub enum Kind {
     Namespace,
     Node,
     ServiceAccount,
+    PeerAuthentication,
+    AuthorizationPolicy,
+    Sidecar,
     Service,
+    ServiceEntry,
     EndpointSlice,
+    WorkloadEntry,
     Pod,
 }
 
+/// Versions of Istio's groups that say the same.
+const NETWORKING: [&str; 3] = ["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"];
+const SECURITY: [&str; 2] = ["security.istio.io/v1", "security.istio.io/v1beta1"];
+
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 6] =
-        [Kind::Namespace, Kind::Node, Kind::ServiceAccount, Kind::Service, Kind::EndpointSlice, Kind::Pod];
+    pub const ALL: [Kind; 11] = [
+        Kind::Namespace,
+        Kind::Node,
+        Kind::ServiceAccount,
+        Kind::PeerAuthentication,
+        Kind::AuthorizationPolicy,
+        Kind::Sidecar,
+        Kind::Service,
+        Kind::ServiceEntry,
+        Kind::EndpointSlice,
+        Kind::WorkloadEntry,
+        Kind::Pod,
+    ];
 
     /// The kind as manifests write it.
     pub fn as_str(self) -> &'static str {
@@ -31,17 +55,38 @@ impl Kind {
             Kind::Namespace => "Namespace",
             Kind::Node => "Node",
             Kind::ServiceAccount => "ServiceAccount",
+            Kind::PeerAuthentication => "PeerAuthentication",
+            Kind::AuthorizationPolicy => "AuthorizationPolicy",
+            Kind::Sidecar => "Sidecar",
             Kind::Service => "Service",
+            Kind::ServiceEntry => "ServiceEntry",
             Kind::EndpointSlice => "EndpointSlice",
+            Kind::WorkloadEntry => "WorkloadEntry",
             Kind::Pod => "Pod",
         }
     }
 
-    /// The `apiVersion` in which it is read.
-    pub fn api_version(self) -> &'static str {
+    /// Every `apiVersion` in which it is read, the newest first.
+    pub fn api_versions(self) -> &'static [&'static str] {
         match self {
-            Kind::Namespace | Kind::Node | Kind::ServiceAccount | Kind::Service | Kind::Pod => "v1",
-            Kind::EndpointSlice => "discovery.k8s.io/v1",
+            Kind::Namespace | Kind::Node | Kind::ServiceAccount | Kind::Service | Kind::Pod => &["v1"],
+            Kind::EndpointSlice => &["discovery.k8s.io/v1"],
+            Kind::Sidecar | Kind::ServiceEntry | Kind::WorkloadEntry => &NETWORKING,
+            Kind::PeerAuthentication | Kind::AuthorizationPolicy => &SECURITY,
+        }
+    }
+
+    /// Whether its objects say where they are written, and so are told again when they only move.
+    pub(crate) fn placed(self) -> bool {
+        match self {
+            Kind::PeerAuthentication
+            | Kind::AuthorizationPolicy
+            | Kind::Sidecar
+            | Kind::ServiceEntry
+            | Kind::WorkloadEntry => true,
+            Kind::Namespace | Kind::Node | Kind::ServiceAccount | Kind::Service | Kind::EndpointSlice | Kind::Pod => {
+                false
+            }
         }
     }
 
@@ -49,7 +94,15 @@ impl Kind {
     pub fn namespaced(self) -> bool {
         match self {
             Kind::Namespace | Kind::Node => false,
-            Kind::ServiceAccount | Kind::Service | Kind::EndpointSlice | Kind::Pod => true,
+            Kind::ServiceAccount
+            | Kind::PeerAuthentication
+            | Kind::AuthorizationPolicy
+            | Kind::Sidecar
+            | Kind::Service
+            | Kind::ServiceEntry
+            | Kind::EndpointSlice
+            | Kind::WorkloadEntry
+            | Kind::Pod => true,
         }
     }
 }
@@ -87,8 +140,13 @@ pub enum Object {
     Namespace(Box<Namespace>),
     Node(Box<Node>),
     ServiceAccount(Box<ServiceAccount>),
+    PeerAuthentication(Box<Custom<PeerAuthenticationSpec>>),
+    AuthorizationPolicy(Box<Custom<AuthorizationPolicySpec>>),
+    Sidecar(Box<Custom<SidecarSpec>>),
     Service(Box<Service>),
+    ServiceEntry(Box<Custom<ServiceEntrySpec>>),
     EndpointSlice(Box<EndpointSlice>),
+    WorkloadEntry(Box<Custom<WorkloadEntrySpec>>),
     Pod(Box<Pod>),
 }
 
@@ -99,8 +157,13 @@ impl Object {
             Object::Namespace(_) => Kind::Namespace,
             Object::Node(_) => Kind::Node,
             Object::ServiceAccount(_) => Kind::ServiceAccount,
+            Object::PeerAuthentication(_) => Kind::PeerAuthentication,
+            Object::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
+            Object::Sidecar(_) => Kind::Sidecar,
             Object::Service(_) => Kind::Service,
+            Object::ServiceEntry(_) => Kind::ServiceEntry,
             Object::EndpointSlice(_) => Kind::EndpointSlice,
+            Object::WorkloadEntry(_) => Kind::WorkloadEntry,
             Object::Pod(_) => Kind::Pod,
         }
     }
@@ -111,8 +174,13 @@ impl Object {
             Object::Namespace(o) => &o.metadata,
             Object::Node(o) => &o.metadata,
             Object::ServiceAccount(o) => &o.metadata,
+            Object::PeerAuthentication(o) => &o.metadata,
+            Object::AuthorizationPolicy(o) => &o.metadata,
+            Object::Sidecar(o) => &o.metadata,
             Object::Service(o) => &o.metadata,
+            Object::ServiceEntry(o) => &o.metadata,
             Object::EndpointSlice(o) => &o.metadata,
+            Object::WorkloadEntry(o) => &o.metadata,
             Object::Pod(o) => &o.metadata,
         }
     }
@@ -124,14 +192,36 @@ impl Object {
         Key { kind: self.kind(), namespace: part(&metadata.namespace), name: part(&metadata.name) }
     }
 
+    /// Writes down where it was found, for those who want to know.
+    pub(crate) fn place(&mut self, file: &Arc<str>, line: u32) {
+        let place = match self {
+            Object::PeerAuthentication(o) | Object::AuthorizationPolicy(o) => &mut o.place,
+            Object::Sidecar(o) => &mut o.place,
+            Object::ServiceEntry(o) => &mut o.place,
+            Object::WorkloadEntry(o) => &mut o.place,
+            Object::Namespace(_)
+            | Object::Node(_)
+            | Object::ServiceAccount(_)
+            | Object::Service(_)
+            | Object::EndpointSlice(_)
+            | Object::Pod(_) => return,
+        };
+        *place = Place { file: Arc::clone(file), line };
+    }
+
     /// Writes the name it was identified by into its metadata: a manifest may leave the namespace out.
     pub(crate) fn complete(&mut self, key: &Key) {
         let metadata = match self {
             Object::Namespace(o) => &mut o.metadata,
             Object::Node(o) => &mut o.metadata,
             Object::ServiceAccount(o) => &mut o.metadata,
+            Object::PeerAuthentication(o) => &mut o.metadata,
+            Object::AuthorizationPolicy(o) => &mut o.metadata,
+            Object::Sidecar(o) => &mut o.metadata,
             Object::Service(o) => &mut o.metadata,
+            Object::ServiceEntry(o) => &mut o.metadata,
             Object::EndpointSlice(o) => &mut o.metadata,
+            Object::WorkloadEntry(o) => &mut o.metadata,
             Object::Pod(o) => &mut o.metadata,
         };
         metadata.namespace = key.kind.namespaced().then(|| key.namespace.to_string());

@@ -8,6 +8,8 @@ use serde::de::DeserializeOwned;
 use serde_saphyr::Spanned;
 
 use crate::document::{Document, Fault, Format, split, without_place};
+use crate::istio::Custom;
+use crate::located::Located;
 use crate::object::{DEFAULT_NAMESPACE, Key, Kind, Object, check_name};
 use crate::prune::prune;
 
@@ -166,7 +168,7 @@ fn read_at_once(contents: &mut Contents, format: Format, document: Document<'_>,
     }
     let value = |key: &str| document.text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':')).map(str::trim);
     let (api_version, kind) = (value("apiVersion")?, value("kind")?);
-    let kind = Kind::ALL.into_iter().find(|k| k.as_str() == kind && k.api_version() == api_version)?;
+    let kind = Kind::ALL.into_iter().find(|k| k.as_str() == kind && k.api_versions().contains(&api_version))?;
     let object = decode_kind(kind, format, document).ok()?;
     let metadata = object.metadata();
     let head = Head {
@@ -184,7 +186,8 @@ fn is_list(head: &Head) -> bool {
     let core = head.api_version.as_deref() == Some("v1");
     let kind = head.kind.as_deref().unwrap_or_default();
     let typed = |k: &Kind| {
-        head.api_version.as_deref() == Some(k.api_version()) && kind.strip_suffix("List") == Some(k.as_str())
+        head.api_version.as_deref().is_some_and(|v| k.api_versions().contains(&v))
+            && kind.strip_suffix("List") == Some(k.as_str())
     };
     (core && kind == "List") || Kind::ALL.iter().any(typed)
 }
@@ -250,12 +253,12 @@ fn identify(head: &Head) -> Identified {
         return Identified::Wrong(format!("{} has no apiVersion", brief(kind)));
     };
     let group = |version: &str| version.split_once('/').map(|(group, _)| group.to_owned());
-    let same = |k: &&Kind| k.as_str() == kind && group(k.api_version()) == group(api_version);
+    let same = |k: &&Kind| k.as_str() == kind && k.api_versions().iter().any(|v| group(v) == group(api_version));
     let Some(kind) = Kind::ALL.iter().find(same).copied() else {
         return Identified::Unknown(format!("{} ({})", brief(kind), brief(api_version)));
     };
-    if kind.api_version() != api_version {
-        let (ours, theirs) = (kind.api_version(), brief(api_version));
+    if !kind.api_versions().contains(&api_version) {
+        let (ours, theirs) = (kind.api_versions().join(", "), brief(api_version));
         return Identified::Wrong(format!("{kind} is read as apiVersion {ours}, not {theirs}"));
     }
     let metadata = head.metadata.as_ref();
@@ -283,10 +286,20 @@ fn decode_kind(kind: Kind, format: Format, document: Document<'_>) -> Result<Obj
         Kind::Namespace => Object::Namespace(decode(format, document)?),
         Kind::Node => Object::Node(decode(format, document)?),
         Kind::ServiceAccount => Object::ServiceAccount(decode(format, document)?),
+        Kind::PeerAuthentication => Object::PeerAuthentication(located(decode(format, document)?, document)),
+        Kind::AuthorizationPolicy => Object::AuthorizationPolicy(located(decode(format, document)?, document)),
+        Kind::Sidecar => Object::Sidecar(decode(format, document)?),
         Kind::Service => Object::Service(decode(format, document)?),
+        Kind::ServiceEntry => Object::ServiceEntry(decode(format, document)?),
         Kind::EndpointSlice => Object::EndpointSlice(decode(format, document)?),
+        Kind::WorkloadEntry => Object::WorkloadEntry(decode(format, document)?),
         Kind::Pod => Object::Pod(decode(format, document)?),
     })
+}
+
+fn located(mut object: Box<Custom<Located>>, document: Document<'_>) -> Box<Custom<Located>> {
+    object.spec.shift(document.line);
+    object
 }
 
 fn from_value(kind: Kind, value: serde_json::Value) -> Result<Object, String> {
@@ -294,8 +307,13 @@ fn from_value(kind: Kind, value: serde_json::Value) -> Result<Object, String> {
         Kind::Namespace => serde_json::from_value(value).map(Object::Namespace),
         Kind::Node => serde_json::from_value(value).map(Object::Node),
         Kind::ServiceAccount => serde_json::from_value(value).map(Object::ServiceAccount),
+        Kind::PeerAuthentication => serde_json::from_value(value).map(Object::PeerAuthentication),
+        Kind::AuthorizationPolicy => serde_json::from_value(value).map(Object::AuthorizationPolicy),
+        Kind::Sidecar => serde_json::from_value(value).map(Object::Sidecar),
         Kind::Service => serde_json::from_value(value).map(Object::Service),
+        Kind::ServiceEntry => serde_json::from_value(value).map(Object::ServiceEntry),
         Kind::EndpointSlice => serde_json::from_value(value).map(Object::EndpointSlice),
+        Kind::WorkloadEntry => serde_json::from_value(value).map(Object::WorkloadEntry),
         Kind::Pod => serde_json::from_value(value).map(Object::Pod),
     };
     decoded.map_err(|e| without_place(&e))

@@ -21,7 +21,12 @@ pub(crate) fn prune(object: &mut Object) {
             metadata(&mut o.metadata);
             (o.secrets, o.image_pull_secrets) = (None, None);
         }
+        Object::PeerAuthentication(o) => metadata(&mut o.metadata),
+        Object::AuthorizationPolicy(o) => metadata(&mut o.metadata),
+        Object::Sidecar(o) => metadata(&mut o.metadata),
         Object::Service(o) => metadata(&mut o.metadata),
+        Object::ServiceEntry(o) => metadata(&mut o.metadata),
+        Object::WorkloadEntry(o) => metadata(&mut o.metadata),
         Object::EndpointSlice(o) => metadata(&mut o.metadata),
         Object::Pod(o) => {
             metadata(&mut o.metadata);

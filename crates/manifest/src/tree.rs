@@ -4,6 +4,7 @@
 //! objects, which belong to whoever was told about them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use crate::document::Format;
@@ -152,7 +153,12 @@ impl Tree {
         let given = |(key, claim): &(&Key, &Claim)| {
             self.given.get(*key).is_some_and(|g| g.file == *file && g.hash == claim.hash) && !claim.kept
         };
-        claims.iter().filter(given).map(|(key, claim)| (claim.hash, key.clone())).collect()
+        claims
+            .iter()
+            .filter(given)
+            .filter(|(key, _)| !key.kind.placed())
+            .map(|(key, claim)| (claim.hash, key.clone()))
+            .collect()
     }
 
     fn claim_found(
@@ -163,7 +169,12 @@ impl Tree {
         objects: &mut HashMap<(Key, Arc<str>), Object>,
     ) {
         let mut left_out = 0_usize;
-        for Found { key, line, hash, object } in found {
+        for Found { key, line, hash, mut object } in found {
+            // Of an object that says where it is written, another place is another version.
+            let hash = if key.kind.placed() { placed(hash, name, line) } else { hash };
+            if let Some(object) = &mut object {
+                object.place(name, line);
+            }
             let full = self.claims.len() >= MAX_OBJECTS;
             let claims = match self.claims.get_mut(&key) {
                 Some(claims) => claims,
@@ -283,6 +294,12 @@ impl Tree {
 /// Names of files come from a listing that leaves out everything else.
 fn format_of(name: &str) -> Format {
     Format::of(name.rsplit('/').next().unwrap_or(name)).unwrap_or(Format::Yaml)
+}
+
+fn placed(hash: u64, file: &str, line: u32) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (hash, file, line).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// What others refer to is applied first and deleted last.
