@@ -53,7 +53,7 @@ pub async fn run(config: Run) -> Result<()> {
 
     let Manifest::Dir(dir) = &config.pods;
     let (state, manifests) = Manifests::open(dir).await?;
-    let mut source = Source::new(config.node.clone());
+    let mut source = Source::new(config.node.clone(), config.dns_capture);
     for object in state.objects {
         source.apply(object);
     }
@@ -357,14 +357,14 @@ impl Agent {
         match self.kit.redirect().check_hooks() {
             Ok(facts) => {
                 if !facts.repaired.is_empty() {
-                    warn!(hooks = ?facts.repaired, "connect hooks were not attached; they are again");
+                    warn!(hooks = ?facts.repaired, "hooks were not attached; they are again");
                 }
                 self.hooks = Some(facts);
                 self.hook_problem = None;
             }
             Err(error) => {
                 let text = EnrolError::from(error).text();
-                warn!(error = text, "cannot check the connect hooks");
+                warn!(error = text, "cannot check the hooks");
                 self.hook_problem = Some(text);
             }
         }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use loam_manifest::Source;
 use loam_rt::telemetry::LogFormat;
 
@@ -59,6 +59,10 @@ pub struct Run {
     /// The cgroup v2 directory whose processes are seen: the root, or the node's own part.
     #[arg(long, env = "LOAM_CGROUP", default_value = CGROUP)]
     pub cgroup: PathBuf,
+    /// Whether what pods ask name servers goes to the ztunnel, which answers for the mesh; a pod's annotation
+    /// `ambient.istio.io/dns-capture` counts for more.
+    #[arg(long, env = "LOAM_DNS_CAPTURE", value_name = "BOOL", action = ArgAction::Set, default_value_t = true)]
+    pub dns_capture: bool,
 }
 
 /// Settings of `status`.

@@ -6,14 +6,15 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use loam_ebpf_common::layout::Steered;
-use loam_node::ClientError;
+use loam_ebpf_common::layout::{Pod, Steered};
+use loam_node::{ClientError, PodInfo};
 use serde::{Deserialize, Serialize};
 
 use crate::keeper_link::KeeperLink;
 use crate::netns::{self, Netns, NetnsError, sysctl};
 use crate::pods::record::{Record, Records};
 use crate::pods::registry::Place;
+use crate::pods::resolv;
 use crate::redirect::{Redirect, RedirectError, SteerFacts};
 
 /// Why a step did not come to its end.
@@ -143,7 +144,12 @@ pub async fn enrol(kit: &Kit, place: &Place, netns: &Netns, captured: bool) -> R
 
     let asked = Instant::now();
     let keeper = kit.keeper.client().ok_or(EnrolError::NoKeeper)?;
-    let added = keeper.add_pod(place.index, place.spec.info(&kit.node), netns.as_fd()).await?;
+    let pod = Pod::new(steered, place.spec.dns);
+    // Switched off first, since its questions are not answered any more when the keeper has heard of it.
+    if !place.spec.dns && kit.redirect().captured(cookie)?.is_some_and(|pod| pod.has_dns()) {
+        kit.redirect().capture(cookie, pod)?;
+    }
+    let added = keeper.add_pod(place.index, info(kit, place), netns.as_fd()).await?;
     // A pod that is captured stays so without a ztunnel: its connections are refused until there is one.
     if !added.serving && !captured {
         return Err(EnrolError::NotServed(added.problem));
@@ -154,13 +160,20 @@ pub async fn enrol(kit: &Kit, place: &Place, netns: &Netns, captured: bool) -> R
     {
         let mut redirect = kit.redirect();
         redirect.steer(&steered, netns.as_fd(), netns.inode())?;
-        if redirect.captured(cookie)? != Some(place.index) {
-            redirect.capture(cookie, place.index)?;
+        if redirect.captured(cookie)? != Some(pod) {
+            redirect.capture(cookie, pod)?;
         }
     }
     let timing =
         Timing { prepare_ms, keeper_ms, programs_ms: millis(attached.elapsed()), total_ms: millis(begun.elapsed()) };
     Ok(Enrolled { cookie, prepared, timing })
+}
+
+/// The pod as others are told of it. That it is served counts for more than how it resolves names: what is wrong with
+/// that is said whenever the pod is looked at.
+fn info(kit: &Kit, place: &Place) -> PodInfo {
+    let resolv = place.spec.resolv_conf.as_deref().map(resolv::read).and_then(Result::ok);
+    PodInfo { resolv, ..place.spec.info(&kit.node) }
 }
 
 /// Writes down how the namespace was, then changes it.
@@ -184,7 +197,7 @@ async fn prepare(kit: &Kit, place: &Place, netns: &Netns) -> Result<(u64, Vec<St
     netns.run(work).await?
 }
 
-/// How long after the connect hooks let go of a pod its connections still find their listener: a connect that was
+/// How long after the hooks let go of a pod its connections still find their listener: a connect that was
 /// marked before sends its packet within the same system call, unless the processor is taken from it in between.
 const SETTLE: Duration = Duration::from_millis(50);
 
@@ -255,8 +268,10 @@ pub async fn same(record: &Record) -> Result<Netns, NetnsError> {
 /// What the kernel and the keeper have for a pod.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PodFacts {
-    /// The connect hooks know the pod's network namespace.
+    /// The hooks know the pod's network namespace.
     pub captured: bool,
+    /// Its questions to name servers are captured.
+    pub dns: bool,
     /// The way from the wire.
     pub steer: SteerFacts,
     /// Routes, rules and switches are as they should be.
@@ -284,14 +299,18 @@ pub async fn inspect(kit: &Kit, place: &Place) -> Result<PodFacts, EnrolError> {
     let routed = problems.is_empty();
     let (steer, captured) = {
         let redirect = kit.redirect();
-        (redirect.steer_facts(&steered, netns.inode())?, redirect.captured(cookie)? == Some(place.index))
+        (redirect.steer_facts(&steered, netns.inode())?, redirect.captured(cookie)?)
     };
+    let dns = captured.is_some_and(|pod| pod.has_dns());
+    let is_captured = captured.is_some_and(|pod| pod.index() == place.index);
+    let is_right = captured.is_none_or(|pod| pod == Pod::new(steered, place.spec.dns));
     let mut expect = |good: bool, text: &str| {
         if !good {
             problems.push(text.to_owned());
         }
     };
-    expect(captured, "the connect hooks do not know the pod");
+    expect(is_captured, "the hooks do not know the pod");
+    expect(!is_captured || is_right, "the hooks have other addresses of the pod, or its questions switched otherwise");
     expect(steer.attached, "the steer program is not attached to the pod's network namespace");
     expect(!steer.attached || steer.current, "the steer program is another one");
     expect(!steer.attached || !steer.current || steer.configured, "the steer program has other addresses");
@@ -310,5 +329,8 @@ pub async fn inspect(kit: &Kit, place: &Place) -> Result<PodFacts, EnrolError> {
             Err(error) => problems.push(error.to_string()),
         },
     }
-    Ok(PodFacts { captured, steer, routed, listening, serving, problems, repairable })
+    if let Some(Err(error)) = place.spec.resolv_conf.as_deref().filter(|_| dns).map(resolv::read) {
+        problems.push(error.to_string());
+    }
+    Ok(PodFacts { captured: is_captured, dns, steer, routed, listening, serving, problems, repairable })
 }

@@ -2,6 +2,7 @@
 
 pub mod record;
 pub mod registry;
+pub mod resolv;
 pub mod source;
 pub mod spec;
 

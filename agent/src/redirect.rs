@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use aya::maps::{HashMap, Map, MapData, MapError};
 use aya::programs::ProgramError;
 use aya::{Ebpf, EbpfError};
+use loam_ebpf_common::dns::Asked;
 use loam_ebpf_common::layout::{self, Pod, Steered};
 
 use crate::sys::bpf_link;
@@ -26,7 +27,7 @@ pub use pins::Pins;
 pub use steer::SteerFacts;
 
 /// The form of the programs that this build has, as `status` shows it.
-pub const FORM: &str = "connect hooks and sk_lookup, kernel 5.18 or newer";
+pub const FORM: &str = "socket hooks and sk_lookup, kernel 5.18 or newer";
 
 /// The kernel is older than a helper that the programs call (`bpf_set_retval`).
 pub const OLDEST_KERNEL: (u32, u32) = (5, 18);
@@ -107,7 +108,7 @@ pub struct Redirect {
 }
 
 impl Redirect {
-    /// Loads the programs and attaches the connect hooks, or takes over those that are pinned.
+    /// Loads the programs and attaches the hooks of sockets, or takes over those that are pinned.
     pub fn open(bpffs: &Path, cgroup: &Path) -> Result<Self, RedirectError> {
         check_kernel()?;
         let pins = Pins::create(bpffs)?;
@@ -115,12 +116,12 @@ impl Redirect {
         let cgroup = hooks::Cgroup::open(cgroup)?;
         let object = Object::new(&pins)?;
         let mut loaded = object.load()?;
-        let [pods, listeners, exempt] = shared_maps(&mut loaded)?;
-        let ids = [&pods, &listeners, &exempt].map(|map| map.info().map(|info| info.id()));
-        let mut shared = [0; 3];
-        for (to, id) in shared.iter_mut().zip(ids) {
-            *to = id.map_err(|e| RedirectError::Map("look at a shared map", e))?;
+        let maps = shared_maps(&mut loaded)?;
+        let mut shared = [0; layout::SHARED.len()];
+        for (to, map) in shared.iter_mut().zip(&maps) {
+            *to = map.info().map_err(|e| RedirectError::Map("look at a shared map", e))?.id();
         }
+        let [pods, listeners, exempt, _] = maps;
         let hooks = hooks::Hooks::attach(&mut loaded, &pins, cgroup, &shared)?;
         let steer = steer::Template::new(&mut loaded, shared)?;
         let pods = HashMap::try_from(Map::HashMap(pods)).map_err(|e| RedirectError::Map("open map PODS", e))?;
@@ -132,7 +133,7 @@ impl Redirect {
         (self.listeners.fd().as_fd(), self.exempt.fd().as_fd())
     }
 
-    /// How the connect hooks are, attached again if they were not.
+    /// How the hooks of sockets are, attached again if they were not.
     pub fn check_hooks(&mut self) -> Result<HookFacts, RedirectError> {
         let (pins, object) = (&self.pins, &self.object);
         self.hooks.check(pins, object)
@@ -153,9 +154,9 @@ impl Redirect {
         self.pins.detach(&self.pins.steer(index))
     }
 
-    /// Has the connect hooks give to the ztunnel what the namespace with this cookie opens.
-    pub fn capture(&mut self, cookie: u64, index: u32) -> Result<(), RedirectError> {
-        self.pods.insert(cookie, Pod::new(index), 0).map_err(|error| match &error {
+    /// Has the hooks give to the ztunnel what the namespace with this cookie opens and, as the pod says, asks.
+    pub fn capture(&mut self, cookie: u64, pod: Pod) -> Result<(), RedirectError> {
+        self.pods.insert(cookie, pod, 0).map_err(|error| match &error {
             MapError::SyscallError(call) if call.io_error.raw_os_error() == Some(libc::E2BIG) => RedirectError::Full,
             _ => RedirectError::Map("write map PODS", error),
         })
@@ -170,10 +171,10 @@ impl Redirect {
         }
     }
 
-    /// The index under which the namespace with this cookie is captured.
-    pub fn captured(&self, cookie: u64) -> Result<Option<u32>, RedirectError> {
+    /// The pod as which the namespace with this cookie is captured.
+    pub fn captured(&self, cookie: u64) -> Result<Option<Pod>, RedirectError> {
         match self.pods.get(&cookie, 0) {
-            Ok(pod) => Ok(Some(pod.index())),
+            Ok(pod) => Ok(Some(pod)),
             Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(RedirectError::Map("read map PODS", error)),
         }
@@ -198,24 +199,20 @@ pub fn remove_all(bpffs: &Path) -> Result<(), RedirectError> {
     pins.remove_all()
 }
 
-fn shared_maps(loaded: &mut Ebpf) -> Result<[MapData; 3], RedirectError> {
-    let pods = match loaded.take_map(layout::PODS) {
-        Some(Map::HashMap(map)) => map,
-        _ => return Err(RedirectError::Missing(layout::PODS)),
+/// The maps of [`layout::SHARED`], in that order.
+fn shared_maps(loaded: &mut Ebpf) -> Result<[MapData; layout::SHARED.len()], RedirectError> {
+    let mut take = |name: &'static str| match loaded.take_map(name) {
+        Some(Map::HashMap(map) | Map::SockMap(map) | Map::SkStorage(map)) => Ok(map),
+        _ => Err(RedirectError::Missing(name)),
     };
-    let listeners = match loaded.take_map(layout::LISTENERS) {
-        Some(Map::SockMap(map)) => map,
-        _ => return Err(RedirectError::Missing(layout::LISTENERS)),
-    };
-    let exempt = match loaded.take_map(layout::EXEMPT) {
-        Some(Map::SkStorage(map)) => map,
-        _ => return Err(RedirectError::Missing(layout::EXEMPT)),
-    };
+    let [pods, listeners, exempt, asked] = layout::SHARED.map(&mut take);
+    let (pods, listeners, exempt, asked) = (pods?, listeners?, exempt?, asked?);
     // A pinned map is taken as it is: see that it is the one that this build would make.
     check_layout(layout::PODS, &pods, (8, size_of::<Pod>() as u32, layout::MAX_PODS))?;
     check_layout(layout::LISTENERS, &listeners, (4, 4, layout::MAX_LISTENERS))?;
     check_layout(layout::EXEMPT, &exempt, (4, 4, 0))?;
-    Ok([pods, listeners, exempt])
+    check_layout(layout::ASKED, &asked, (4, size_of::<Asked>() as u32, 0))?;
+    Ok([pods, listeners, exempt, asked])
 }
 
 fn check_layout(name: &'static str, map: &MapData, expected: (u32, u32, u32)) -> Result<(), RedirectError> {

@@ -151,7 +151,6 @@ struct Read {
 #[serde(default)]
 struct ReadHooks {
     links: Vec<u32>,
-    tags: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -172,6 +171,7 @@ struct ReadPod {
 #[serde(default)]
 struct ReadFacts {
     captured: bool,
+    dns: bool,
     steer: ReadSteer,
     routed: bool,
     listening: Option<bool>,
@@ -199,10 +199,10 @@ pub fn table(content: &str, running: bool) -> Result<String, serde_json::Error> 
     let hooks = status.hooks.unwrap_or_default();
     let _ = writeln!(
         out,
-        "programs: {}; connect hooks: links {:?}, tags {}; keeper: {}",
+        "programs: {}; {} of {} hooks attached; keeper: {}",
         status.programs,
-        hooks.links,
-        hooks.tags.join(" "),
+        hooks.links.iter().filter(|&&link| link != 0).count(),
+        hooks.links.len(),
         if status.keeper { "connected" } else { "not reached" },
     );
     for problem in &status.problems {
@@ -214,6 +214,7 @@ pub fn table(content: &str, running: bool) -> Result<String, serde_json::Error> 
         "INDEX",
         "NETNS COOKIE",
         "CONNECT",
+        "DNS",
         "STEER",
         "ROUTES",
         "LISTEN",
@@ -224,7 +225,7 @@ pub fn table(content: &str, running: bool) -> Result<String, serde_json::Error> 
     ];
     let mut rows = vec![heading.map(str::to_owned)];
     rows.extend(status.pods.into_iter().map(row));
-    let mut widths = [0; 12];
+    let mut widths = [0; 13];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
@@ -237,7 +238,7 @@ pub fn table(content: &str, running: bool) -> Result<String, serde_json::Error> 
     Ok(out)
 }
 
-fn row(pod: ReadPod) -> [String; 12] {
+fn row(pod: ReadPod) -> [String; 13] {
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let yes = |good: bool| if good { "yes" } else { "NO" }.to_owned();
     let facts = pod.kernel.as_ref();
@@ -247,6 +248,7 @@ fn row(pod: ReadPod) -> [String; 12] {
         or_dash(pod.index.map(|index| index.to_string())),
         or_dash(pod.netns_cookie.map(|cookie| cookie.to_string())),
         or_dash(facts.map(|facts| yes(facts.captured))),
+        or_dash(facts.map(|facts| if facts.dns { "on" } else { "off" }.to_owned())),
         or_dash(facts.map(|facts| if facts.steer.attached { facts.steer.tag.clone() } else { "NO".to_owned() })),
         or_dash(facts.map(|facts| yes(facts.routed))),
         or_dash(facts.and_then(|facts| facts.listening).map(yes)),
@@ -266,6 +268,7 @@ mod tests {
     fn the_table_shows_each_pod_as_the_file_has_it() {
         let facts = PodFacts {
             captured: true,
+            dns: true,
             steer: SteerFacts { link: 5, tag: "00ab".into(), attached: true, current: true, configured: true },
             routed: false,
             listening: Some(true),
@@ -294,7 +297,12 @@ mod tests {
             written_at: Timestamp::UNIX_EPOCH,
             start_ms: 20.0,
             programs: FORM,
-            hooks: Some(HookFacts { links: [1, 2], tags: ["aa".into(), "bb".into()], repaired: vec![] }),
+            hooks: Some(HookFacts {
+                names: vec!["sendmsg4", "connect4"],
+                links: vec![0, 2],
+                tags: vec!["aa".into(), "bb".into()],
+                repaired: vec![],
+            }),
             keeper: true,
             problems: vec!["shop.yaml:3: bad".into()],
             pods: vec![pod],
@@ -304,10 +312,11 @@ mod tests {
         let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>().join(" ");
         let lines: Vec<_> = table.lines().map(words).collect();
         assert_eq!(lines[0], "node n1: agent 7, written 1970-01-01T00:00:00Z");
+        assert!(lines[1].contains("1 of 2 hooks attached; keeper"), "{}", lines[1]);
         assert_eq!(lines[2], "problem: shop.yaml:3: bad");
         assert_eq!(
             lines[4],
-            "shop/web enrolled 3 4100 yes 00ab NO yes - 00:00:00 12.3 ms IPv4: the rule for marked packets is missing"
+            "shop/web enrolled 3 4100 yes on 00ab NO yes - 00:00:00 12.3 ms IPv4: the rule for marked packets is missing"
         );
     }
 

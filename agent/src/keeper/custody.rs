@@ -1,20 +1,21 @@
 //! What the keeper holds, and the hands of its machine: events go in, the actions that come out are done here.
 
 use super::LOOK_INTERVAL;
+use super::dns::DnsSockets;
 use super::machine::{Action, Event, Incarnation, MAX_KEPT, Machine, ProxyId, RequestId};
 use super::peers::{ConnectionId, Fds, Outbox, Report};
-use super::place::{Listening, Place, SharedListeners, identify};
+use super::place::{Held, Listening, Place, SharedListeners, identify};
 use super::reset::Resetting;
 use super::slots::Stores;
-use super::sockets::Listeners;
 use loam_node::message::{
     AddPod, Added, Checked, EnrolPod, FromAgent, FromZtunnel, KeptPod, MAX_PODS_PART_BYTES, Need, PodRef, Pods,
     RemovePod, Removed, Retire, SnapshotSent, Sockets, Stored, ToAgent, ToZtunnel, cut, from_agent, from_ztunnel,
     to_agent, to_ztunnel,
 };
-use loam_node::{Kind, MAX_OPEN_NEEDS, MAX_PODS, Socket};
+use loam_node::{Kind, ListenerKind, MAX_OPEN_NEEDS, MAX_PODS, Socket};
 use prost::Message as _;
 use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,7 +56,7 @@ struct Proxy {
     outbox: Outbox,
     needs: Arc<Semaphore>,
     /// Listeners that it brought from a former keeper, until their pod is added.
-    held: HashMap<String, Listeners>,
+    held: HashMap<String, Held>,
     connected: Instant,
 }
 
@@ -267,7 +268,7 @@ impl Custody {
         let view = self.machine.check(&uid).unwrap_or(view);
         let listeners = self.holdings.get(&view.incarnation).and_then(|holding| holding.listeners.as_ref());
         let listens = |fd: &OwnedFd| socket2::SockRef::from(fd).is_listener().unwrap_or(false);
-        let listening = view.ready && listeners.is_some_and(|(listeners, _)| listeners.iter().all(listens));
+        let listening = view.ready && listeners.is_some_and(|(listeners, _)| listeners.tcp().all(listens));
         let problem = match (listening, view.problem.is_empty()) {
             (false, true) => "its listeners do not listen".into(),
             _ => view.problem,
@@ -307,14 +308,12 @@ impl Custody {
         self.drive(event, None);
     }
 
-    fn on_held(&mut self, proxy: ProxyId, uid: String, fds: Vec<OwnedFd>) {
+    fn on_held(&mut self, proxy: ProxyId, uid: String, mut fds: Vec<OwnedFd>) {
         let Some(proxy) = self.proxies.get_mut(&proxy) else { return };
         // A pod that is kept has its listeners.
-        if self.machine.check(&uid).is_none()
-            && proxy.held.len() < MAX_PODS
-            && let Ok(listeners) = Listeners::try_from(fds)
-        {
-            proxy.held.insert(uid, listeners);
+        if self.machine.check(&uid).is_none() && proxy.held.len() < MAX_PODS {
+            let dns = fds.split_off(fds.len().min(ListenerKind::ALL.len()));
+            proxy.held.insert(uid, Held { mesh: fds.try_into().ok(), dns });
         }
     }
 
@@ -358,12 +357,18 @@ impl Custody {
 
     fn act(&mut self, action: Action, netns: &mut Option<(OwnedFd, crate::sys::netns::NetnsId)>) -> Option<Event> {
         match action {
-            Action::Make { incarnation, uid, reuse } => return self.make(incarnation, &uid, reuse, netns.take()),
+            Action::Make { incarnation, uid, dns, reuse } => {
+                return self.make(incarnation, &uid, dns, reuse, netns.take());
+            }
             Action::Fill { incarnation, index } => {
                 let result = self.fill(incarnation, index);
                 return Some(Event::Slots { incarnation, result });
             }
-            Action::Empty { index } => {
+            Action::Empty { incarnation, index } => {
+                let listeners = self.holdings.get(&incarnation).and_then(|holding| holding.listeners.as_ref());
+                if let Some(Err(error)) = listeners.and_then(|(it, _)| it.dns.as_ref()).map(DnsSockets::refuse) {
+                    tracing::warn!(%error, "questions to name servers are not refused");
+                }
                 if let Some(Err(error)) = self.stores.as_ref().map(|stores| stores.empty(index)) {
                     tracing::error!(error, index, "slots stay filled");
                 }
@@ -388,8 +393,9 @@ impl Custody {
             Action::SendAdd { proxy, incarnation, info } => {
                 let listeners = self.holdings.get(&incarnation).and_then(|holding| holding.listeners.as_ref());
                 if let Some((listeners, _)) = listeners {
+                    let fds = Fds::Listeners { listeners: listeners.clone(), dns: info.dns };
                     let add = to_ztunnel::Said::AddPod(AddPod { incarnation: incarnation.0, info: Some(info) });
-                    self.tell(proxy, add, Fds::Listeners(listeners.clone()));
+                    self.tell(proxy, add, fds);
                 }
             }
             Action::SendRemove { proxy, pod } => {
@@ -422,45 +428,50 @@ impl Custody {
         &mut self,
         incarnation: Incarnation,
         uid: &str,
+        dns: bool,
         reuse: Option<Incarnation>,
         netns: Option<(OwnedFd, crate::sys::netns::NetnsId)>,
     ) -> Option<Event> {
-        if let Some(former) = reuse.and_then(|former| self.holdings.get(&former))
-            && let Some((listeners, cookie)) = &former.listeners
-        {
-            let result = Ok(*cookie);
-            let holding =
-                Holding { place: former.place.clone(), listeners: Some((listeners.clone(), *cookie)), resetting: None };
-            self.holdings.insert(incarnation, holding);
-            return Some(Event::Made { incarnation, result });
-        }
-        let held = self.take_held(uid);
-        match self.begin(incarnation, held, netns) {
-            Ok(()) => None,
-            Err(error) => Some(Event::Made { incarnation, result: Err(error) }),
-        }
+        let former = reuse.and_then(|former| self.holdings.get(&former));
+        let begun = match former.and_then(|former| Some((former, former.listeners.as_ref()?))) {
+            Some((former, (listeners, cookie))) if listeners.dns.is_some() || !dns => {
+                let (place, listeners, cookie) = (former.place.clone(), listeners.clone(), *cookie);
+                let holding = Holding { place, listeners: Some((listeners, cookie)), resetting: None };
+                self.holdings.insert(incarnation, holding);
+                return Some(Event::Made { incarnation, result: Ok(cookie) });
+            }
+            // The former one had no sockets for names.
+            Some((former, (listeners, _))) => {
+                let clones: io::Result<Vec<OwnedFd>> = listeners.mesh.iter().map(OwnedFd::try_clone).collect();
+                let place = former.place.clone();
+                clones.map_err(|error| format!("share the listeners: {error}")).and_then(|mesh| {
+                    self.begin(incarnation, place, Held { mesh: mesh.try_into().ok(), dns: Vec::new() }, dns)
+                })
+            }
+            None => {
+                let held = self.take_held(uid).unwrap_or_default();
+                let place = netns
+                    .ok_or_else(|| "no network namespace came with it".to_owned())
+                    .and_then(|(netns, id)| Place::start(netns, id).map_err(|error| error.to_string()));
+                place.and_then(|place| self.begin(incarnation, place, held, dns))
+            }
+        };
+        begun.err().map(|error| Event::Made { incarnation, result: Err(error) })
     }
 
-    fn begin(
-        &mut self,
-        incarnation: Incarnation,
-        held: Option<Listeners>,
-        netns: Option<(OwnedFd, crate::sys::netns::NetnsId)>,
-    ) -> Result<(), String> {
-        let (netns, id) = netns.ok_or("no network namespace came with it")?;
-        let place = Place::start(netns, id).map_err(|error| error.to_string())?;
+    fn begin(&mut self, incarnation: Incarnation, place: Place, held: Held, dns: bool) -> Result<(), String> {
         let findings = self.findings.clone();
         let then = move |result| {
             // The keeper stops when nobody takes findings.
             let _ = findings.blocking_send(Finding::Made { incarnation, result });
         };
-        place.listen(held, then).map_err(|error| error.to_string())?;
+        place.listen(held, dns, then).map_err(|error| error.to_string())?;
         self.holdings.insert(incarnation, Holding { place, listeners: None, resetting: None });
         Ok(())
     }
 
     /// The listeners of a pod that the newest ztunnel brought.
-    fn take_held(&mut self, uid: &str) -> Option<Listeners> {
+    fn take_held(&mut self, uid: &str) -> Option<Held> {
         let with = self.proxies.iter_mut().filter(|(_, proxy)| proxy.held.contains_key(uid));
         with.max_by_key(|(id, _)| **id)?.1.held.remove(uid)
     }
@@ -469,7 +480,13 @@ impl Custody {
         let stores = self.stores.as_ref().ok_or("no maps have been given yet")?;
         let holding = self.holdings.get(&incarnation).and_then(|holding| holding.listeners.as_ref());
         let (listeners, _) = holding.ok_or("it has no listeners")?;
-        stores.fill(index, listeners)
+        stores.fill(index, listeners)?;
+        let Some(dns) = &listeners.dns else { return Ok(()) };
+        for socket in dns.udp() {
+            // Answers to a program that asks from port 53 must not be taken for questions.
+            stores.exempt(socket).map_err(|error| format!("exempt a socket for names: {error}"))?;
+        }
+        dns.accept().map_err(|error| format!("open the sockets for names: {error}"))
     }
 
     fn tell(&self, proxy: ProxyId, said: to_ztunnel::Said, fds: Fds) {

@@ -1,9 +1,12 @@
 //! What the keeper decides: whose listeners lie in the slots, which ztunnel is current, when the grace ends, whom to
 //! retire, when the agent gets its answer. Events and the time come in, actions go out; nothing here waits or fails.
 
+mod proxies;
+
 use crate::sys::netns::NetnsId;
 use loam_node::MAX_PODS;
 use loam_node::message::{Added, KeptPod, PodInfo, PodRef};
+use proxies::Proxies;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -64,12 +67,13 @@ pub(super) enum Event {
 /// What is to be done, in this order.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Action {
-    /// Make the listeners of a pod, or take those of another incarnation in the same namespace, and report.
-    Make { incarnation: Incarnation, uid: String, reuse: Option<Incarnation> },
-    /// Put the listeners into the slots and report.
+    /// Make the listeners of a pod, those for names as well if `dns` is set, or take those of another incarnation in the
+    /// same namespace, and report.
+    Make { incarnation: Incarnation, uid: String, dns: bool, reuse: Option<Incarnation> },
+    /// Put the listeners into the slots, take questions to name servers, and report.
     Fill { incarnation: Incarnation, index: u32 },
-    /// Empty the slots.
-    Empty { index: u32 },
+    /// Empty the slots, and refuse questions to name servers.
+    Empty { incarnation: Incarnation, index: u32 },
     /// Reset what waits in the listeners and what comes.
     StartResetting { incarnation: Incarnation },
     /// Leave what waits to a ztunnel.
@@ -103,7 +107,7 @@ pub(super) struct View {
 pub(super) struct Machine {
     grace: Duration,
     pods: BTreeMap<Incarnation, Pod>,
-    proxies: BTreeMap<ProxyId, Proxy>,
+    proxies: Proxies,
     waiting: Vec<Waiting>,
     service: Service,
     last_incarnation: u64,
@@ -130,6 +134,8 @@ struct Pod {
     filled: bool,
     resetting: bool,
     slot_problem: Option<String>,
+    /// Whether sockets for names were asked for when its listeners were.
+    makes_dns: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,22 +155,6 @@ impl Phase {
     }
 }
 
-#[derive(Debug, Default)]
-struct Proxy {
-    /// It was told to retire or said that it leaves: it accepts no more.
-    retired: bool,
-    snapshot_sent: bool,
-    serving_said: bool,
-    /// The pods it was offered and has not given back.
-    pods: BTreeMap<Incarnation, Offer>,
-}
-
-#[derive(Debug)]
-struct Offer {
-    ack: Option<Result<(), String>>,
-    taken_back: bool,
-}
-
 #[derive(Debug)]
 struct Waiting {
     request: RequestId,
@@ -178,7 +168,7 @@ impl Machine {
         Self {
             grace,
             pods: BTreeMap::new(),
-            proxies: BTreeMap::new(),
+            proxies: Proxies::default(),
             waiting: Vec::new(),
             service: Service::Over,
             last_incarnation: 0,
@@ -212,35 +202,12 @@ impl Machine {
                 }
             }
             Event::AgentGone => self.waiting.clear(),
-            Event::ProxyConnected { proxy, leaving } => {
-                self.proxies.insert(proxy, Proxy { retired: leaving, ..Proxy::default() });
-            }
-            Event::Acked { proxy, incarnation, result } => {
-                if let Some(offer) = self.offer(proxy, incarnation) {
-                    offer.ack = Some(result);
-                }
-            }
-            Event::Serving { proxy } => {
-                if let Some(proxy) = self.proxies.get_mut(&proxy) {
-                    proxy.serving_said = true;
-                }
-            }
-            Event::Leaving { proxy } => {
-                if let Some(proxy) = self.proxies.get_mut(&proxy) {
-                    proxy.retired = true;
-                }
-            }
-            Event::Drained { proxy, incarnation } => {
-                // Only what was taken back can be given back: a pod that is kept stays offered.
-                if self.offer(proxy, incarnation).is_some_and(|offer| offer.taken_back)
-                    && let Some(proxy) = self.proxies.get_mut(&proxy)
-                {
-                    proxy.pods.remove(&incarnation);
-                }
-            }
-            Event::ProxyGone { proxy } => {
-                self.proxies.remove(&proxy);
-            }
+            Event::ProxyConnected { proxy, leaving } => self.proxies.connected(proxy, leaving),
+            Event::Acked { proxy, incarnation, result } => self.proxies.acked(proxy, incarnation, result),
+            Event::Serving { proxy } => self.proxies.serving(proxy),
+            Event::Leaving { proxy } => self.proxies.leaving(proxy),
+            Event::Drained { proxy, incarnation } => self.proxies.drained(proxy, incarnation),
+            Event::ProxyGone { proxy } => self.proxies.gone(proxy),
             Event::Tick => {}
         }
         self.settle(now, &mut out);
@@ -265,7 +232,7 @@ impl Machine {
             index: pod.index,
             ready: pod.phase == Phase::Ready,
             filled: pod.filled,
-            serving: self.is_served(incarnation),
+            serving: self.proxies.serve(incarnation),
             problem: self.problem(incarnation, pod).unwrap_or_default(),
         })
     }
@@ -276,7 +243,7 @@ impl Machine {
             info: Some(pod.info.clone()),
             index: pod.index,
             netns_cookie: pod.cookie,
-            serving: self.is_served(*incarnation),
+            serving: self.proxies.serve(*incarnation),
         })
     }
 
@@ -293,8 +260,7 @@ impl Machine {
     /// Whether this ztunnel may have sockets of this pod.
     pub(super) fn is_offered(&self, proxy: ProxyId, pod: &PodRef) -> bool {
         let incarnation = Incarnation(pod.incarnation);
-        self.proxies.get(&proxy).is_some_and(|proxy| proxy.pods.contains_key(&incarnation))
-            && self.pods.get(&incarnation).is_some_and(|kept| kept.info.uid == pod.uid)
+        self.proxies.has(proxy, incarnation) && self.pods.get(&incarnation).is_some_and(|kept| kept.info.uid == pod.uid)
     }
 
     fn add(
@@ -347,7 +313,7 @@ impl Machine {
         }
         if pod.index != index {
             if std::mem::take(&mut pod.filled) {
-                out.push(Action::Empty { index: pod.index });
+                out.push(Action::Empty { incarnation, index: pod.index });
             }
             pod.index = index;
         }
@@ -371,9 +337,11 @@ impl Machine {
         }
         self.last_incarnation += 1;
         let incarnation = Incarnation(self.last_incarnation);
-        // A namespace whose former pod still drains has its listeners; a second set could not be bound.
+        // A namespace whose former pod still drains has its listeners; a second set could not be bound. Of several the
+        // one is taken that has sockets for names.
         let drains = |(_, pod): &(&Incarnation, &Pod)| pod.netns == netns && pod.phase == Phase::Removing;
-        let reuse = self.pods.iter().find(drains).map(|(incarnation, _)| *incarnation);
+        let formers = self.pods.iter().filter(drains);
+        let reuse = formers.max_by_key(|(_, pod)| pod.makes_dns).map(|(incarnation, _)| *incarnation);
         let pod = Pod {
             info: info.clone(),
             index,
@@ -383,15 +351,21 @@ impl Machine {
             filled: false,
             resetting: false,
             slot_problem: None,
+            makes_dns: info.dns,
         };
         self.pods.insert(incarnation, pod);
-        out.push(Action::Make { incarnation, uid: info.uid.clone(), reuse });
+        out.push(Action::Make { incarnation, uid: info.uid.clone(), dns: info.dns, reuse });
         Ok(incarnation)
     }
 
     fn made(&mut self, incarnation: Incarnation, result: Result<u64, String>, out: &mut Vec<Action>) {
         let Some(pod) = self.pods.get_mut(&incarnation) else { return };
         let Phase::Making { removed } = pod.phase else { return };
+        let result = match result {
+            // The agent asks again.
+            Ok(_) if pod.info.dns != pod.makes_dns => Err("capture of its questions was switched on or off".to_owned()),
+            result => result,
+        };
         match result {
             Ok(cookie) if !removed => {
                 pod.cookie = cookie;
@@ -429,20 +403,17 @@ impl Machine {
             out.push(Action::StopResetting { incarnation });
         }
         if pod.filled {
-            out.push(Action::Empty { index: pod.index });
+            out.push(Action::Empty { incarnation, index: pod.index });
         }
-        for proxy in self.proxies.values_mut() {
-            proxy.pods.remove(&incarnation);
-        }
+        self.proxies.forget(incarnation);
         out.push(Action::Release { incarnation });
     }
 
     /// Makes the world what it should be after an event. Everything that depends on more than one fact is here.
     fn settle(&mut self, now: Instant, out: &mut Vec<Action>) {
-        self.retire_older(out);
-        let live = self.proxies.values().any(|proxy| !proxy.retired);
+        self.proxies.retire_older(out);
         self.service = match self.service {
-            _ if live => Service::Live,
+            _ if self.proxies.any_accepts() => Service::Live,
             Service::Live => Service::Grace { until: now + self.grace },
             Service::Grace { until } if now >= until => Service::Over,
             other => other,
@@ -457,10 +428,11 @@ impl Machine {
             if pod.filled && !fill {
                 pod.filled = false;
                 pod.slot_problem = None;
-                out.push(Action::Empty { index: pod.index });
+                out.push(Action::Empty { incarnation: *incarnation, index: pod.index });
             }
         }
-        self.offer_pods(out);
+        let ready = self.pods.iter().filter(|(_, pod)| pod.phase == Phase::Ready);
+        self.proxies.offer(ready.map(|(incarnation, pod)| (*incarnation, &pod.info)), out);
         for (incarnation, pod) in &mut self.pods {
             let (fill, reset) = pod.wanted(self.service);
             if fill && !pod.filled {
@@ -476,51 +448,12 @@ impl Machine {
         self.answer(now, out);
     }
 
-    /// Retires every ztunnel older than one that serves. When it does is its own word: it alone knows whether a pod that
-    /// it cannot serve yet is worth waiting for.
-    fn retire_older(&mut self, out: &mut Vec<Action>) {
-        let serves = |proxy: &Proxy| !proxy.retired && proxy.snapshot_sent && proxy.serving_said;
-        let newest = self.proxies.iter().rev().find(|(_, proxy)| serves(proxy)).map(|(id, _)| *id);
-        let Some(newest) = newest else { return };
-        for (id, older) in self.proxies.range_mut(..newest) {
-            if !std::mem::replace(&mut older.retired, true) {
-                out.push(Action::SendRetire { proxy: *id });
-            }
-        }
-    }
-
-    fn offer_pods(&mut self, out: &mut Vec<Action>) {
-        for (id, proxy) in &mut self.proxies {
-            if proxy.retired {
-                continue;
-            }
-            for (incarnation, pod) in self.pods.iter().filter(|(_, pod)| pod.phase == Phase::Ready) {
-                proxy.pods.entry(*incarnation).or_insert_with(|| {
-                    out.push(Action::SendAdd { proxy: *id, incarnation: *incarnation, info: pod.info.clone() });
-                    Offer { ack: None, taken_back: false }
-                });
-            }
-            if !std::mem::replace(&mut proxy.snapshot_sent, true) {
-                out.push(Action::SendSnapshotSent { proxy: *id });
-            }
-        }
-    }
-
     /// Takes removed pods back from the ztunnels and lets go of those that no ztunnel has.
     fn take_back(&mut self, out: &mut Vec<Action>) {
         let removing: Vec<Incarnation> = self.draining().collect();
         for incarnation in removing {
             let Some(pod) = self.pods.get(&incarnation) else { continue };
-            let mut held = false;
-            for (id, proxy) in &mut self.proxies {
-                let Some(offer) = proxy.pods.get_mut(&incarnation) else { continue };
-                held = true;
-                if !std::mem::replace(&mut offer.taken_back, true) {
-                    let pod = PodRef { uid: pod.info.uid.clone(), incarnation: incarnation.0 };
-                    out.push(Action::SendRemove { proxy: *id, pod });
-                }
-            }
-            if !held {
+            if !self.proxies.take_back(incarnation, &pod.info.uid, out) {
                 self.release(incarnation, out);
             }
         }
@@ -546,7 +479,8 @@ impl Machine {
             return (now >= waiting.deadline).then(|| Added { uid, error, ..Added::default() });
         }
         let problem = self.problem(waiting.incarnation, pod);
-        let settled = problem.is_none() || pod.slot_problem.is_some() || self.failure(waiting.incarnation).is_some();
+        let settled =
+            problem.is_none() || pod.slot_problem.is_some() || self.proxies.failure(waiting.incarnation).is_some();
         (settled || now >= waiting.deadline).then(|| Added {
             uid,
             netns_cookie: pod.cookie,
@@ -564,28 +498,14 @@ impl Machine {
         if let Some(problem) = &pod.slot_problem {
             return Some(problem.clone());
         }
-        if self.is_served(incarnation) {
+        if self.proxies.serve(incarnation) {
             return None;
         }
-        Some(match self.failure(incarnation) {
+        Some(match self.proxies.failure(incarnation) {
             Some(error) => format!("the ztunnel does not serve it: {error}"),
             None if self.service == Service::Live => "the ztunnel has not acknowledged it".into(),
             None => "no ztunnel is connected".into(),
         })
-    }
-
-    fn is_served(&self, incarnation: Incarnation) -> bool {
-        let serves = |proxy: &Proxy| matches!(proxy.pods.get(&incarnation), Some(Offer { ack: Some(Ok(())), .. }));
-        self.proxies.values().any(|proxy| !proxy.retired && serves(proxy))
-    }
-
-    /// Why the newest ztunnel does not serve a pod, if it said so and no other serves it.
-    fn failure(&self, incarnation: Incarnation) -> Option<&str> {
-        let newest = self.proxies.values().rev().find(|proxy| !proxy.retired)?;
-        match newest.pods.get(&incarnation)?.ack.as_ref()? {
-            Err(error) if !self.is_served(incarnation) => Some(error),
-            _ => None,
-        }
     }
 
     fn current(&self, uid: &str) -> Option<Incarnation> {
@@ -595,10 +515,6 @@ impl Machine {
 
     fn kept_count(&self) -> usize {
         self.pods.values().filter(|pod| pod.phase.is_current()).count()
-    }
-
-    fn offer(&mut self, proxy: ProxyId, incarnation: Incarnation) -> Option<&mut Offer> {
-        self.proxies.get_mut(&proxy)?.pods.get_mut(&incarnation)
     }
 }
 

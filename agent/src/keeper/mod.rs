@@ -4,6 +4,7 @@
 
 mod child;
 mod custody;
+mod dns;
 mod machine;
 mod peers;
 mod place;

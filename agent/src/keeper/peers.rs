@@ -62,8 +62,8 @@ pub(super) enum Fds {
     None,
     /// These, which are closed here once they are sent.
     Own(Vec<OwnedFd>),
-    /// A pod's listeners, of which the keeper keeps a copy.
-    Listeners(SharedListeners),
+    /// A pod's listeners, of which the keeper keeps a copy; those for names only if `dns` is set.
+    Listeners { listeners: SharedListeners, dns: bool },
 }
 
 impl Fds {
@@ -71,7 +71,7 @@ impl Fds {
         match self {
             Self::None => Vec::new(),
             Self::Own(fds) => fds.iter().map(AsFd::as_fd).collect(),
-            Self::Listeners(listeners) => listeners.iter().map(AsFd::as_fd).collect(),
+            Self::Listeners { listeners, dns } => listeners.fds(*dns).map(AsFd::as_fd).collect(),
         }
     }
 }

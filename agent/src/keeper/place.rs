@@ -1,6 +1,7 @@
 //! A thread inside a pod's network namespace. Sockets belong to the namespace of the thread that makes them, and a
 //! thread made for each batch would cost more than the batch.
 
+use super::dns::DnsSockets;
 use super::slots::Stores;
 use super::sockets::{Listeners, MakeError, adopt, cookie, dialler, listeners};
 use crate::sys::netns::{self, NetnsId};
@@ -36,6 +37,15 @@ pub(super) enum PlaceError {
     Ended,
 }
 
+/// Sockets that another keeper made, as they came: listeners, and perhaps sockets for names.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    /// In the order of `ListenerKind::ALL`.
+    pub(super) mesh: Option<[OwnedFd; 3]>,
+    /// In the order in which they travel; empty if there are none.
+    pub(super) dns: Vec<OwnedFd>,
+}
+
 /// Listeners that were made, with the cookie of their namespace.
 pub(super) type Listening = (Listeners, u64);
 
@@ -43,7 +53,7 @@ pub(super) type Listening = (Listeners, u64);
 type Then<T> = Box<dyn FnOnce(T) + Send>;
 
 enum Work {
-    Listen { held: Option<Listeners>, then: Then<Result<Listening, String>> },
+    Listen { held: Held, dns: bool, then: Then<Result<Listening, String>> },
     Dial { kind: Kind, count: usize, stores: Stores, then: Then<Result<Vec<OwnedFd>, String>> },
     Look { then: Then<bool> },
 }
@@ -75,13 +85,14 @@ impl Place {
         Ok(Self { work, _netns: id })
     }
 
-    /// Makes the listeners, or adopts those that a former keeper made.
+    /// Makes the listeners, those for names as well if `dns` is set, or adopts those that are there already.
     pub(super) fn listen(
         &self,
-        held: Option<Listeners>,
+        held: Held,
+        dns: bool,
         then: impl FnOnce(Result<Listening, String>) + Send + 'static,
     ) -> Result<(), PlaceError> {
-        self.ask(Work::Listen { held, then: Box::new(then) })
+        self.ask(Work::Listen { held, dns, then: Box::new(then) })
     }
 
     /// Makes sockets for dialling and enters them in EXEMPT.
@@ -118,17 +129,18 @@ fn run(netns: OwnedFd, queue: Receiver<Work>) {
     while let Ok(work) = queue.recv() {
         let entered = entered.clone();
         match work {
-            Work::Listen { held, then } => then(entered.and_then(|()| listen(held).map_err(|e| e.to_string()))),
+            Work::Listen { held, dns, then } => {
+                then(entered.and_then(|()| listen(held, dns).map_err(|e| e.to_string())));
+            }
             Work::Dial { kind, count, stores, then } => then(entered.and_then(|()| dial(kind, count, &stores))),
             Work::Look { then } => then(entered.is_err() || is_deserted().unwrap_or(false)),
         }
     }
 }
 
-fn listen(held: Option<Listeners>) -> Result<Listening, MakeError> {
+fn listen(held: Held, dns: bool) -> Result<Listening, MakeError> {
     let cookie = cookie()?;
-    let adopted = held.map(|held| adopt(held, cookie));
-    let listeners = match adopted {
+    let mesh = match held.mesh.map(|held| adopt(held, cookie)) {
         Some(Ok(adopted)) => adopted,
         Some(Err(error)) => {
             tracing::warn!(%error, "listeners offered by a ztunnel are not taken");
@@ -136,7 +148,15 @@ fn listen(held: Option<Listeners>) -> Result<Listening, MakeError> {
         }
         None => listeners()?,
     };
-    Ok((listeners, cookie))
+    let dns = match dns {
+        true if held.dns.is_empty() => Some(DnsSockets::make()?),
+        true => Some(DnsSockets::adopt(held.dns, cookie).or_else(|error| {
+            tracing::warn!(%error, "sockets for names offered by a ztunnel are not taken");
+            DnsSockets::make()
+        })?),
+        false => None,
+    };
+    Ok((Listeners { mesh, dns }, cookie))
 }
 
 fn dial(kind: Kind, count: usize, stores: &Stores) -> Result<Vec<OwnedFd>, String> {

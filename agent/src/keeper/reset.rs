@@ -21,7 +21,7 @@ impl Resetting {
     /// Begins. Must be called inside a tokio runtime.
     pub(super) fn start(listeners: &SharedListeners) -> io::Result<Self> {
         let mut tasks = JoinSet::new();
-        for listener in listeners.iter() {
+        for listener in listeners.tcp() {
             let listener = TcpListener::from_std(std::net::TcpListener::from(listener.try_clone()?))?;
             tasks.spawn(reset(listener));
         }
@@ -42,6 +42,7 @@ async fn reset(listener: TcpListener) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keeper::sockets::Listeners;
     use std::os::fd::OwnedFd;
     use std::sync::Arc;
     use tokio::io::AsyncReadExt as _;
@@ -52,7 +53,7 @@ mod tests {
         listener.set_nonblocking(true).unwrap();
         let addr = listener.local_addr().unwrap();
         let clone = || OwnedFd::from(listener.try_clone().unwrap());
-        (Arc::new([clone(), clone(), clone()]), addr)
+        (Arc::new(Listeners { mesh: [clone(), clone(), clone()], dns: None }), addr)
     }
 
     #[tokio::test]
@@ -72,7 +73,7 @@ mod tests {
         let (listeners, addr) = listeners();
         drop(Resetting::start(&listeners).unwrap());
         let mut client = TcpStream::connect(addr).await.unwrap();
-        let listener = TcpListener::from_std(listeners[0].try_clone().unwrap().into()).unwrap();
+        let listener = TcpListener::from_std(listeners.mesh[0].try_clone().unwrap().into()).unwrap();
         let (served, _) = listener.accept().await.unwrap();
         drop(served);
         assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);

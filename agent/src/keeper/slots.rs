@@ -34,7 +34,9 @@ impl Stores {
 
     /// Puts a pod's listeners into its slots. A listener that lies there already stays.
     pub(super) fn fill(&self, index: u32, listeners: &Listeners) -> Result<(), String> {
-        for (kind, listener) in Kind::ALL.into_iter().zip(listeners) {
+        // That there is somebody to answer is said by the listener of IPv4, which every pod has.
+        let sockets = listeners.mesh.iter().chain(listeners.dns.iter().flat_map(|dns| dns.listeners().next()));
+        for (kind, listener) in Kind::ALL.into_iter().zip(sockets) {
             self.listeners
                 .update(&slot(index, kind).to_ne_bytes(), &listener.as_raw_fd().to_ne_bytes(), Update::Any)
                 .map_err(|error| format!("fill slot {kind:?} of index {index}: {error}"))?;

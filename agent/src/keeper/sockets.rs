@@ -1,5 +1,7 @@
 //! The sockets that are made inside a pod's namespace. The calling thread must be in it.
 
+use super::dns::DnsSockets;
+use crate::pods::spec::DNS_CAPTURE_ANNOTATION;
 use crate::sys::netns;
 use loam_ebpf_common::mark;
 use loam_node::{Kind, ListenerKind};
@@ -12,7 +14,28 @@ use std::os::fd::OwnedFd;
 const BACKLOG: i32 = 4096;
 
 /// The listeners of a pod in the order of [`ListenerKind::ALL`].
-pub(super) type Listeners = [OwnedFd; 3];
+pub(super) type MeshListeners = [OwnedFd; 3];
+
+/// Everything on which a pod is listened for.
+#[derive(Debug)]
+pub(super) struct Listeners {
+    /// Connections to be carried.
+    pub(super) mesh: MeshListeners,
+    /// Questions to name servers, where they are captured.
+    pub(super) dns: Option<DnsSockets>,
+}
+
+impl Listeners {
+    /// The descriptors in the order in which they travel, those for names only if `dns` is set.
+    pub(super) fn fds(&self, dns: bool) -> impl Iterator<Item = &OwnedFd> {
+        self.mesh.iter().chain(self.dns.iter().filter(move |_| dns).flat_map(DnsSockets::fds))
+    }
+
+    /// Those that take connections.
+    pub(super) fn tcp(&self) -> impl Iterator<Item = &OwnedFd> {
+        self.mesh.iter().chain(self.dns.iter().flat_map(DnsSockets::listeners))
+    }
+}
 
 /// Why a pod has no listeners or sockets.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +43,12 @@ pub(super) enum MakeError {
     /// Something in the pod listens there.
     #[error("port {port} is taken by a process in the pod")]
     Busy { port: u16 },
+    /// As above, on a port for questions to name servers.
+    #[error(
+        "port {port}, on which questions to name servers arrive, is taken by a process in the pod: free it, or annotate \
+         the pod with {DNS_CAPTURE_ANNOTATION}: \"false\""
+    )]
+    DnsBusy { port: u16 },
     /// A listener could not be made.
     #[error("listen on port {port}: {source}")]
     Listen { port: u16, source: io::Error },
@@ -31,18 +60,26 @@ pub(super) enum MakeError {
     Offered { port: u16, why: &'static str },
 }
 
-/// Makes all listeners.
-pub(super) fn listeners() -> Result<Listeners, MakeError> {
+impl MakeError {
+    /// Whether it is only that IPv6 is switched off.
+    pub(super) fn is_without_ipv6(&self) -> bool {
+        matches!(self, Self::Listen { source, .. } if is_without_ipv6(source))
+    }
+}
+
+fn is_without_ipv6(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+/// Makes the listeners of connections to be carried.
+pub(super) fn listeners() -> Result<MeshListeners, MakeError> {
     let [outbound, inbound, hbone] = ListenerKind::ALL.map(|kind| listener(kind.port()));
     Ok([outbound?, inbound?, hbone?])
 }
 
 fn listener(port: u16) -> Result<OwnedFd, MakeError> {
     let listening = match listen((Ipv6Addr::UNSPECIFIED, port).into()) {
-        // IPv6 is switched off.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) => {
-            listen((Ipv4Addr::UNSPECIFIED, port).into())
-        }
+        Err(error) if is_without_ipv6(&error) => listen((Ipv4Addr::UNSPECIFIED, port).into()),
         other => other,
     };
     listening.map_err(|source| match source.kind() {
@@ -68,7 +105,7 @@ fn listen(addr: SocketAddr) -> io::Result<OwnedFd> {
 }
 
 /// Accepts listeners that were made by a former keeper, if they are what this namespace needs.
-pub(super) fn adopt(offered: Listeners, cookie: u64) -> Result<Listeners, MakeError> {
+pub(super) fn adopt(offered: MeshListeners, cookie: u64) -> Result<MeshListeners, MakeError> {
     for (fd, kind) in offered.iter().zip(ListenerKind::ALL) {
         let port = kind.port();
         let refused = |why| MakeError::Offered { port, why };
@@ -90,13 +127,18 @@ pub(super) fn adopt(offered: Listeners, cookie: u64) -> Result<Listeners, MakeEr
     Ok(offered)
 }
 
-/// Makes a socket for dialling. It is redirected unless it is entered in EXEMPT.
+/// Makes a socket for dialling or asking. It is redirected unless it is entered in EXEMPT.
 pub(super) fn dialler(kind: Kind) -> Result<OwnedFd, MakeError> {
     make_dialler(kind).map_err(MakeError::Socket)
 }
 
 fn make_dialler(kind: Kind) -> io::Result<OwnedFd> {
     let domain = if kind.is_ipv6() { Domain::IPV6 } else { Domain::IPV4 };
+    if kind.is_udp() {
+        let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+        socket.set_mark(mark::PROXY)?;
+        return Ok(socket.into());
+    }
     let socket = Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
     if !kind.is_inbound() {

@@ -154,6 +154,8 @@ fn info(uid: &str) -> PodInfo {
         service_account: "web".into(),
         node: "n1".into(),
         addresses: vec![],
+        dns: true,
+        resolv: None,
     }
 }
 
@@ -168,7 +170,7 @@ async fn a_ztunnel_is_greeted_and_told_the_pods_there_are() {
 #[tokio::test]
 async fn a_hello_of_another_version_is_refused_in_words() {
     let rig = Rig::start(Duration::ZERO);
-    for (version, expected) in [(1, "hello of version 1, Istio's"), (3, "hello of version 3, this keeper")] {
+    for (version, expected) in [(1, "hello of version 1, Istio's"), (2, "hello of version 2, this keeper")] {
         let socket = rig.connect(ZTUNNEL_SOCKET).await;
         socket.send_message(&Hello { version, ..Hello::new() }, &[]).await.unwrap();
         let (welcome, _) = socket.recv_message::<Welcome>().await.unwrap().unwrap();
@@ -186,8 +188,8 @@ async fn whoever_breaks_the_protocol_is_told_and_cut_off_and_others_are_not() {
     let held = || FromZtunnel::from(from_ztunnel::Said::Held(Held { uid: "a".into() }));
     let packets: [(Vec<u8>, usize, &str); 4] = [
         (vec![0xff; 20], 0, "FromZtunnel: "),
-        (loam_node::message::encode(&held()).unwrap(), 0, "Held came with 0 descriptors, not 3"),
-        (loam_node::message::encode(&held()).unwrap(), 4, "Held came with 4 descriptors, not 3"),
+        (loam_node::message::encode(&held()).unwrap(), 0, "Held came with 0 descriptors, not 3, 6 or 9"),
+        (loam_node::message::encode(&held()).unwrap(), 4, "Held came with 4 descriptors, not 3, 6 or 9"),
         (vec![7; MAX_MESSAGE_BYTES], 0, "FromZtunnel: "),
     ];
     for (bytes, fds, expected) in packets {
@@ -230,7 +232,7 @@ fn what_is_no_namespace_of_a_pod_is_refused_by_what_it_is() {
 // ---- as root ----
 
 /// Whether to run what needs root; where it must run, not running is a failure.
-fn as_root() -> bool {
+pub(super) fn as_root() -> bool {
     if std::env::var_os("LOAM_ROOT_TESTS").is_some() {
         return true;
     }
@@ -254,7 +256,7 @@ impl Maps {
         agent.stores(self.listeners.as_fd(), self.exempt.as_fd()).await.unwrap();
     }
 
-    fn filled(&self, index: u32) -> [bool; 3] {
+    fn filled(&self, index: u32) -> [bool; 4] {
         let map = Map::from_fd(self.listeners.try_clone().unwrap(), MapType::SockMap, 4, 4).unwrap();
         let spare = TcpListener::bind("127.0.0.1:0").unwrap();
         Slot::ALL.map(|kind| is_filled(&map, slot(index, kind), spare.as_fd()))
@@ -294,13 +296,22 @@ async fn a_pod_gets_listeners_slots_and_exempt_sockets_of_its_own_namespace() {
     ztunnel.snapshot_sent().await;
     let (added, pod, listeners) = add(&agent, &ztunnel, "a", 3, &netns).await;
     assert!(added.serving, "{added:?}");
-    assert_eq!(maps.filled(3), [true; 3]);
+    assert_eq!(maps.filled(3), [true; 4]);
     for (fd, kind) in listeners.iter().zip(ListenerKind::ALL) {
         assert_eq!(netns::cookie(fd).unwrap(), added.netns_cookie);
         let bound = SockRef::from(fd).local_addr().unwrap().as_socket().unwrap();
         assert_eq!(bound, SocketAddr::from((Ipv6Addr::UNSPECIFIED, kind.port())));
         dial(&netns, kind.port()).unwrap();
     }
+    let (dns, names) = (&listeners[3..], ["127.0.0.1", "::1"]);
+    for (family, ip) in dns.chunks(3).zip(names) {
+        let bound: Vec<String> =
+            family.iter().map(|fd| SockRef::from(fd).local_addr().unwrap().as_socket().unwrap().to_string()).collect();
+        let ip: std::net::IpAddr = ip.parse().unwrap();
+        assert_eq!(bound, [15053, 15054, 15053].map(|port| SocketAddr::new(ip, port).to_string()));
+        assert!(maps.is_exempt(&family[0]) && maps.is_exempt(&family[1]));
+    }
+    assert_eq!(dns.len(), 6);
     for kind in Kind::ALL {
         let sockets = ztunnel.need(&pod, kind, 253).await.unwrap();
         assert_eq!(sockets.len(), 253);
@@ -329,9 +340,9 @@ async fn a_slot_that_was_lost_is_filled_again_by_a_check() {
     add(&agent, &ztunnel, "a", 0, &netns).await;
     let map = Map::from_fd(maps.listeners.try_clone().unwrap(), MapType::SockMap, 4, 4).unwrap();
     map.delete(&slot(0, Slot::Hbone).to_ne_bytes()).unwrap();
-    assert_eq!(maps.filled(0), [true, true, false]);
+    assert_eq!(maps.filled(0), [true, true, false, true]);
     agent.check("a").await.unwrap();
-    assert_eq!(maps.filled(0), [true; 3]);
+    assert_eq!(maps.filled(0), [true; 4]);
 }
 
 #[tokio::test]
@@ -348,7 +359,7 @@ async fn a_connection_waits_within_the_grace_for_the_next_ztunnel() {
     let waiting = dial(&netns, 15001).unwrap();
     let next = rig.ztunnel().await;
     let (_, mut listeners) = next.take().await;
-    assert_eq!(maps.filled(0), [true; 3]);
+    assert_eq!(maps.filled(0), [true; 4]);
     let outbound = TcpListener::from(listeners.remove(0));
     outbound.set_nonblocking(false).unwrap();
     let (served, _) = outbound.accept().unwrap();
@@ -367,7 +378,7 @@ async fn after_the_grace_waiting_and_coming_connections_are_reset_and_slots_empt
     add(&agent, &ztunnel, "a", 0, &netns).await;
     let waiting = dial(&netns, 15006).unwrap();
     drop(ztunnel);
-    eventually(|| (maps.filled(0) == [false; 3]).then_some(())).await;
+    eventually(|| (maps.filled(0) == [false; 4]).then_some(())).await;
     for mut stream in [waiting, dial(&netns, 15006).unwrap()] {
         stream.set_nonblocking(true).unwrap();
         let end = eventually(|| match stream.read(&mut [0]) {
@@ -379,7 +390,7 @@ async fn after_the_grace_waiting_and_coming_connections_are_reset_and_slots_empt
     assert_eq!(agent.check("a").await.unwrap().problem, "no ztunnel is connected");
     let next = rig.ztunnel().await;
     next.take().await;
-    eventually(|| (maps.filled(0) == [true; 3]).then_some(())).await;
+    eventually(|| (maps.filled(0) == [true; 4]).then_some(())).await;
 }
 
 #[tokio::test]
@@ -397,7 +408,7 @@ async fn a_drained_pod_leaves_nothing_in_its_namespace() {
     assert!(!agent.remove_pod("a").await.unwrap());
     let (said, _) = ztunnel.hear().await;
     assert!(matches!(said, to_ztunnel::Said::RemovePod(_)), "{said:?}");
-    assert_eq!(maps.filled(0), [false; 3]);
+    assert_eq!(maps.filled(0), [false; 4]);
     // Connections that are open may still need sockets.
     assert_eq!(ztunnel.need(&pod, Kind::Out4, 1).await.unwrap().len(), 1);
     ztunnel.say(from_ztunnel::Said::PodDrained(PodDrained { pod: Some(pod.clone()) }), &[]).await;
@@ -443,7 +454,43 @@ async fn what_cannot_be_a_pods_namespace_is_refused_and_the_connection_lives_on(
     let taken = inside(Some(other.as_fd()), || TcpListener::bind((Ipv4Addr::LOCALHOST, 15006)).unwrap());
     assert_eq!(refused("b", 1, other.as_fd()).await, "keeper: pod shop/b: port 15006 is taken by a process in the pod");
     drop(taken);
-    add(&agent, &ztunnel, "b", 1, &other).await;
+    let taken = inside(Some(other.as_fd()), || std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 15054)).unwrap());
+    let busy = refused("b", 1, other.as_fd()).await;
+    assert!(busy.starts_with("keeper: pod shop/b: port 15054, on which questions"), "{busy}");
+    let off = PodInfo { dns: false, ..info("b") };
+    let (added, (_, sockets)) = tokio::join!(agent.add_pod(1, off, other.as_fd()), ztunnel.take());
+    assert!(added.unwrap().serving);
+    assert_eq!(sockets.len(), 3);
+    assert_eq!(maps.filled(1), [true, true, true, false]);
+    drop(taken);
+}
+
+#[tokio::test]
+async fn names_are_switched_off_and_on_with_the_listeners_that_are_there() {
+    if !as_root() {
+        return;
+    }
+    let (rig, maps, netns) = (Rig::start(Duration::ZERO), Maps::new(), fresh());
+    let (agent, ztunnel) = (rig.agent().await, rig.ztunnel().await);
+    maps.give(&agent).await;
+    ztunnel.snapshot_sent().await;
+    let mut held = Vec::new();
+    for (dns, expected) in [(false, 3), (true, 9), (false, 3), (true, 9)] {
+        let info = PodInfo { dns, ..info("a") };
+        let former = held.last().map(|(pod, _): &(PodRef, Vec<OwnedFd>)| pod.clone());
+        let told = async {
+            if former.is_some() {
+                let (said, _) = ztunnel.hear().await;
+                assert!(matches!(said, to_ztunnel::Said::RemovePod(_)), "{said:?}");
+            }
+            ztunnel.take().await
+        };
+        let (added, (pod, sockets)) = tokio::join!(agent.add_pod(0, info, netns.as_fd()), told);
+        assert!(added.unwrap().serving);
+        assert_eq!(sockets.len(), expected);
+        held.push((pod, sockets));
+    }
+    assert_eq!(maps.filled(0), [true; 4]);
 }
 
 #[tokio::test]

@@ -124,6 +124,8 @@ mod tests {
             service_account: "default".into(),
             addresses: vec!["10.0.0.7".parse().unwrap()],
             netns: "/run/netns/web".into(),
+            dns: true,
+            resolv_conf: Some("/etc/resolv.conf".into()),
         };
         Record { spec, index: 3, cookie, before: Before::default(), leaving: false }
     }

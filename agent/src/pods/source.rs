@@ -23,6 +23,8 @@ pub struct Pod {
 #[derive(Debug)]
 pub struct Source {
     node: String,
+    /// Whether questions to name servers are captured of a pod that does not say.
+    dns: bool,
     /// Whether a namespace asks for the mesh.
     namespaces: HashMap<String, bool>,
     pods: BTreeMap<Key, Box<k8s_openapi::api::core::v1::Pod>>,
@@ -30,8 +32,8 @@ pub struct Source {
 
 impl Source {
     /// Nothing is known yet.
-    pub fn new(node: String) -> Self {
-        Self { node, namespaces: HashMap::new(), pods: BTreeMap::new() }
+    pub fn new(node: String, dns: bool) -> Self {
+        Self { node, dns, namespaces: HashMap::new(), pods: BTreeMap::new() }
     }
 
     /// Takes in an object.
@@ -48,7 +50,15 @@ impl Source {
                     false => self.pods.remove(&key),
                 };
             }
-            Object::Node(_) | Object::ServiceAccount(_) | Object::Service(_) | Object::EndpointSlice(_) => {}
+            Object::Node(_)
+            | Object::ServiceAccount(_)
+            | Object::PeerAuthentication(_)
+            | Object::AuthorizationPolicy(_)
+            | Object::Sidecar(_)
+            | Object::Service(_)
+            | Object::ServiceEntry(_)
+            | Object::EndpointSlice(_)
+            | Object::WorkloadEntry(_) => {}
         }
     }
 
@@ -59,7 +69,15 @@ impl Source {
             Change::Deleted(key) => match key.kind {
                 Kind::Namespace => drop(self.namespaces.remove(&*key.name)),
                 Kind::Pod => drop(self.pods.remove(&key)),
-                Kind::Node | Kind::ServiceAccount | Kind::Service | Kind::EndpointSlice => {}
+                Kind::Node
+                | Kind::ServiceAccount
+                | Kind::PeerAuthentication
+                | Kind::AuthorizationPolicy
+                | Kind::Sidecar
+                | Kind::Service
+                | Kind::ServiceEntry
+                | Kind::EndpointSlice
+                | Kind::WorkloadEntry => {}
             },
         }
     }
@@ -68,7 +86,7 @@ impl Source {
     pub fn wanted(&self) -> Wanted {
         let ours = self.pods.iter().filter_map(|(key, pod)| {
             let in_mesh = self.namespaces.get(&*key.namespace).copied().unwrap_or(false);
-            let spec = eligible(pod, &self.node, in_mesh)?;
+            let spec = eligible(pod, &self.node, in_mesh, self.dns)?;
             Some((uid(pod), Pod { title: format!("{}/{}", key.namespace, key.name), spec }))
         });
         ours.collect()
@@ -97,7 +115,7 @@ status: {podIPs: [{ip: 10.0.0.7}]}
 
     #[test]
     fn labelling_a_namespace_takes_its_pods_in_and_unlabelling_lets_them_go() {
-        let mut source = Source::new("n1".into());
+        let mut source = Source::new("n1".into(), true);
         source.apply(object(POD));
         assert!(source.wanted().is_empty());
         source.apply(namespace("istio.io/dataplane-mode: ambient"));
@@ -108,7 +126,7 @@ status: {podIPs: [{ip: 10.0.0.7}]}
 
     #[test]
     fn a_pod_that_is_deleted_or_moves_away_is_let_go() {
-        let mut source = Source::new("n1".into());
+        let mut source = Source::new("n1".into(), true);
         source.apply(namespace("istio.io/dataplane-mode: ambient"));
         source.apply(object(POD));
         source.apply(object(&POD.replace("n1", "n2")));

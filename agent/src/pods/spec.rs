@@ -12,6 +12,12 @@ use serde::{Deserialize, Serialize};
 /// The annotation that names the path of the pod's network namespace.
 pub const NETNS_ANNOTATION: &str = "loam.dev/netns";
 
+/// The annotation by which a pod is excepted from what the agent was told about capturing questions to name servers.
+pub const DNS_CAPTURE_ANNOTATION: &str = "ambient.istio.io/dns-capture";
+
+/// The annotation that names the path of the pod's resolv.conf, as the agent sees it.
+pub const RESOLV_CONF_ANNOTATION: &str = "loam.dev/resolv-conf";
+
 /// What names a pod for good: its Kubernetes UID, or `<namespace>/<name>` where it has none.
 pub type Uid = String;
 
@@ -30,6 +36,12 @@ pub struct PodSpec {
     pub addresses: Vec<IpAddr>,
     /// Where its network namespace is.
     pub netns: PathBuf,
+    /// Whether what it asks name servers is captured.
+    #[serde(default)]
+    pub dns: bool,
+    /// Where its resolv.conf is, if that is known.
+    #[serde(default)]
+    pub resolv_conf: Option<PathBuf>,
 }
 
 impl PodSpec {
@@ -42,6 +54,8 @@ impl PodSpec {
             service_account: self.service_account.clone(),
             node: node.to_owned(),
             addresses: Vec::new(),
+            dns: self.dns,
+            resolv: None,
         };
         info.with_ips(self.addresses.iter().copied())
     }
@@ -60,8 +74,11 @@ pub enum SpecError {
     #[error("the pod has no annotation {NETNS_ANNOTATION} with the path of its network namespace")]
     NoNetns,
     /// A relative path would depend on where the agent was started.
-    #[error("the annotation {NETNS_ANNOTATION} is {0:?}, which is not an absolute path")]
-    RelativeNetns(String),
+    #[error("the annotation {0} is {1:?}, which is not an absolute path")]
+    RelativePath(&'static str, String),
+    /// Neither of the two words.
+    #[error("the annotation {DNS_CAPTURE_ANNOTATION} is {0:?}, which is neither \"true\" nor \"false\"")]
+    BadDnsCapture(String),
     /// It has not been given one.
     #[error("the pod has no address in status.podIPs")]
     NoAddress,
@@ -76,8 +93,9 @@ pub enum SpecError {
     TooManyAddresses(usize),
 }
 
-/// What a pod is to the agent of one node: none if it does not belong to the mesh here.
-pub fn eligible(pod: &Pod, node: &str, namespace_in: bool) -> Option<Result<PodSpec, SpecError>> {
+/// What a pod is to the agent of one node: none if it does not belong to the mesh here. `dns` is whether questions to
+/// name servers are captured of a pod that does not say.
+pub fn eligible(pod: &Pod, node: &str, namespace_in: bool, dns: bool) -> Option<Result<PodSpec, SpecError>> {
     let spec = pod.spec.as_ref()?;
     if spec.node_name.as_deref() != Some(node) || Wish::of(pod).under(namespace_in).is_err() {
         return None;
@@ -87,7 +105,7 @@ pub fn eligible(pod: &Pod, node: &str, namespace_in: bool) -> Option<Result<PodS
     if matches!(phase, Some("Succeeded" | "Failed")) {
         return None;
     }
-    Some(read(pod))
+    Some(read(pod, dns))
 }
 
 /// What names the pod, whatever else is wrong with it.
@@ -102,13 +120,17 @@ pub fn uid(pod: &Pod) -> Uid {
     }
 }
 
-fn read(pod: &Pod) -> Result<PodSpec, SpecError> {
+fn read(pod: &Pod, dns: bool) -> Result<PodSpec, SpecError> {
     let metadata = &pod.metadata;
-    let annotation = metadata.annotations.as_ref().and_then(|all| all.get(NETNS_ANNOTATION));
-    let netns = annotation.filter(|path| !path.is_empty()).ok_or(SpecError::NoNetns)?;
-    if !netns.starts_with('/') {
-        return Err(SpecError::RelativeNetns(netns.chars().take(128).collect()));
-    }
+    let netns = path(pod, NETNS_ANNOTATION)?.ok_or(SpecError::NoNetns)?;
+    let resolv_conf = path(pod, RESOLV_CONF_ANNOTATION)?;
+    let dns = match annotation(pod, DNS_CAPTURE_ANNOTATION) {
+        // Who does not know the pod's servers could only answer for names of the mesh, and all others would be lost.
+        None => dns && resolv_conf.is_some(),
+        Some("true") => true,
+        Some("false") => false,
+        Some(other) => return Err(SpecError::BadDnsCapture(shortened(other))),
+    };
     let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.clone());
     Ok(PodSpec {
         uid: uid(pod),
@@ -116,8 +138,27 @@ fn read(pod: &Pod) -> Result<PodSpec, SpecError> {
         name: metadata.name.clone().unwrap_or_default(),
         service_account: account.filter(|name| !name.is_empty()).unwrap_or_else(|| "default".to_owned()),
         addresses: addresses(pod)?,
-        netns: netns.into(),
+        netns,
+        dns,
+        resolv_conf,
     })
+}
+
+fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
+    let value = pod.metadata.annotations.as_ref()?.get(name)?;
+    Some(value.as_str()).filter(|value| !value.is_empty())
+}
+
+fn path(pod: &Pod, name: &'static str) -> Result<Option<PathBuf>, SpecError> {
+    match annotation(pod, name) {
+        Some(path) if !path.starts_with('/') => Err(SpecError::RelativePath(name, shortened(path))),
+        path => Ok(path.map(PathBuf::from)),
+    }
+}
+
+/// As much of a text as an error needs.
+fn shortened(text: &str) -> String {
+    text.chars().take(128).collect()
 }
 
 fn addresses(pod: &Pod) -> Result<Vec<IpAddr>, SpecError> {
@@ -169,7 +210,7 @@ mod tests {
 
     #[test]
     fn a_pod_of_this_node_in_an_enrolled_namespace_is_ours() {
-        let spec = eligible(&pod(NETNS, IPS), "n1", true).unwrap().unwrap();
+        let spec = eligible(&pod(NETNS, IPS), "n1", true, true).unwrap().unwrap();
         assert_eq!(&*spec.uid, "shop/web");
         assert_eq!(spec.service_account, "default");
         assert_eq!(spec.netns, PathBuf::from("/run/netns/web"));
@@ -178,26 +219,41 @@ mod tests {
 
     #[test]
     fn its_uid_is_kept_where_it_has_one() {
-        let spec = eligible(&pod(&format!("uid: u-1, {NETNS}"), IPS), "n1", true).unwrap().unwrap();
+        let spec = eligible(&pod(&format!("uid: u-1, {NETNS}"), IPS), "n1", true, true).unwrap().unwrap();
         assert_eq!(&*spec.uid, "u-1");
     }
 
     #[test]
     fn other_pods_are_not() {
-        assert!(eligible(&pod(NETNS, IPS), "n2", true).is_none());
-        assert!(eligible(&pod(NETNS, IPS), "n1", false).is_none());
-        assert!(eligible(&pod_with_spec(NETNS, "containers: []", IPS), "n1", true).is_none());
+        assert!(eligible(&pod(NETNS, IPS), "n2", true, true).is_none());
+        assert!(eligible(&pod(NETNS, IPS), "n1", false, true).is_none());
+        assert!(eligible(&pod_with_spec(NETNS, "containers: []", IPS), "n1", true, true).is_none());
         let host = pod_with_spec(NETNS, "nodeName: n1, hostNetwork: true, containers: []", IPS);
-        assert!(eligible(&host, "n1", true).is_none());
+        assert!(eligible(&host, "n1", true, true).is_none());
         for phase in ["Succeeded", "Failed"] {
-            assert!(eligible(&pod(NETNS, &format!("phase: {phase}, {IPS}")), "n1", true).is_none());
+            assert!(eligible(&pod(NETNS, &format!("phase: {phase}, {IPS}")), "n1", true, true).is_none());
         }
     }
 
     #[test]
     fn a_pod_that_is_being_deleted_stays_ours_until_it_is_gone() {
         let deleted = pod(&format!("deletionTimestamp: '2025-01-01T00:00:00Z', {NETNS}"), IPS);
-        assert!(eligible(&deleted, "n1", true).is_some());
+        assert!(eligible(&deleted, "n1", true, true).is_some());
+    }
+
+    #[test]
+    fn a_pod_says_for_itself_whether_its_questions_are_captured_and_others_follow_the_agent() {
+        const KNOWN: &str = ", loam.dev/resolv-conf: /b";
+        let pod = |more: &str| pod(&format!("annotations: {{loam.dev/netns: /a{more}}}"), IPS);
+        let dns = |more, agent| eligible(&pod(more), "n1", true, agent).unwrap().unwrap().dns;
+        for agent in [true, false] {
+            assert_eq!(dns(KNOWN, agent), agent);
+            assert!(!dns("", agent), "nobody knows its servers");
+            assert!(dns(", ambient.istio.io/dns-capture: 'true'", agent));
+            assert!(!dns(", ambient.istio.io/dns-capture: 'false'", agent));
+        }
+        let spec = eligible(&pod(KNOWN), "n1", true, true).unwrap().unwrap();
+        assert_eq!(spec.resolv_conf, Some(PathBuf::from("/b")));
     }
 
     #[test]
@@ -205,19 +261,29 @@ mod tests {
         let many = "podIPs: [{ip: 10.0.0.1}, {ip: 10.0.0.2}, {ip: 10.0.0.3}, {ip: 10.0.0.4}, {ip: 10.0.0.5}]";
         for (metadata, status, expected) in [
             ("", IPS, SpecError::NoNetns),
-            ("annotations: {loam.dev/netns: web}", IPS, SpecError::RelativeNetns("web".into())),
+            ("annotations: {loam.dev/netns: web}", IPS, SpecError::RelativePath(NETNS_ANNOTATION, "web".into())),
+            (
+                "annotations: {loam.dev/netns: /a, loam.dev/resolv-conf: b}",
+                IPS,
+                SpecError::RelativePath(RESOLV_CONF_ANNOTATION, "b".into()),
+            ),
+            (
+                "annotations: {loam.dev/netns: /a, ambient.istio.io/dns-capture: 'no'}",
+                IPS,
+                SpecError::BadDnsCapture("no".into()),
+            ),
             (NETNS, "", SpecError::NoAddress),
             (NETNS, "podIPs: [{ip: 10.0.0.300}]", SpecError::BadAddress("10.0.0.300".into())),
             (NETNS, "podIPs: [{ip: 127.0.0.1}]", SpecError::UnusableAddress("127.0.0.1".parse().unwrap())),
             (NETNS, many, SpecError::TooManyAddresses(5)),
         ] {
-            assert_eq!(eligible(&pod(metadata, status), "n1", true), Some(Err(expected)), "{metadata} {status}");
+            assert_eq!(eligible(&pod(metadata, status), "n1", true, true), Some(Err(expected)), "{metadata} {status}");
         }
     }
 
     #[test]
     fn one_address_told_twice_is_one() {
-        let spec = eligible(&pod(NETNS, "podIP: 10.0.0.7, podIPs: [{ip: '::ffff:10.0.0.7'}]"), "n1", true);
+        let spec = eligible(&pod(NETNS, "podIP: 10.0.0.7, podIPs: [{ip: '::ffff:10.0.0.7'}]"), "n1", true, true);
         assert_eq!(spec.unwrap().unwrap().addresses.len(), 1);
     }
 }

@@ -1,4 +1,4 @@
-//! The connect hooks, attached to the node's cgroup.
+//! The hooks of sockets, attached to the node's cgroup.
 
 use std::fs::File;
 use std::io;
@@ -8,6 +8,7 @@ use std::path::Path;
 use aya::Ebpf;
 use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr};
+use loam_ebpf_common::layout::SHARED;
 use rustix::fs::{fstat, fstatfs};
 use serde::Serialize;
 
@@ -18,8 +19,35 @@ use crate::sys::bpf_link::{self, Attached};
 /// `f_type` of cgroup v2, linux/magic.h.
 const CGROUP2_MAGIC: u64 = 0x6367_7270;
 
-/// Names of the programs and of their pins.
-const HOOKS: [&str; 2] = ["connect4", "connect6"];
+/// A hook: the name of its program and of its pin, and how many of the shared maps the program uses.
+struct Hook {
+    name: &'static str,
+    maps: usize,
+}
+
+const fn hook(name: &'static str, maps: usize) -> Hook {
+    Hook { name, maps }
+}
+
+/// Every hook. Those that capture come after those that show what was asked, so that no answer is seen with another
+/// sender than the server that was asked; they go in the reverse order.
+const HOOKS: [Hook; 10] = [
+    hook("recvmsg4", 1),
+    hook("recvmsg6", 1),
+    hook("getpeername4", 1),
+    hook("getpeername6", 1),
+    hook("getsockname4", 2),
+    hook("getsockname6", 2),
+    hook("sendmsg4", 4),
+    hook("sendmsg6", 4),
+    hook("connect4", 4),
+    hook("connect6", 4),
+];
+
+/// When the hook with this name is taken away, from 0; none if there is no such hook.
+pub(super) fn rank(name: &str) -> Option<usize> {
+    HOOKS.iter().rev().position(|hook| hook.name == name)
+}
 
 /// The cgroup whose processes are seen.
 pub(super) struct Cgroup {
@@ -39,22 +67,24 @@ impl Cgroup {
     }
 }
 
-/// What the kernel has of one connect hook.
+/// What the kernel has of the hooks, in one order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HookFacts {
-    /// The numbers of the links, connect4 first.
-    pub links: [u32; 2],
+    /// Their names.
+    pub names: Vec<&'static str>,
+    /// The numbers of their links; 0 for one that is not attached.
+    pub links: Vec<u32>,
     /// The tags of their programs.
-    pub tags: [String; 2],
+    pub tags: Vec<String>,
     /// Those that had to be attached again.
     pub repaired: Vec<&'static str>,
 }
 
-/// Both hooks.
+/// All hooks.
 pub(super) struct Hooks {
     cgroup: Cgroup,
-    tags: [u64; 2],
-    shared: [u32; 3],
+    tags: [u64; HOOKS.len()],
+    shared: [u32; SHARED.len()],
 }
 
 impl Hooks {
@@ -62,74 +92,74 @@ impl Hooks {
         loaded: &mut Ebpf,
         pins: &Pins,
         cgroup: Cgroup,
-        shared: &[u32; 3],
+        shared: &[u32; SHARED.len()],
     ) -> Result<Self, RedirectError> {
-        let mut hooks = Self { cgroup, tags: [0; 2], shared: *shared };
-        for (at, name) in HOOKS.into_iter().enumerate() {
-            hooks.tags[at] = program(loaded, name)?.info().map_err(failed("look at a connect hook"))?.tag();
+        let mut hooks = Self { cgroup, tags: [0; HOOKS.len()], shared: *shared };
+        for (at, hook) in HOOKS.iter().enumerate() {
+            hooks.tags[at] = program(loaded, hook.name)?.info().map_err(failed("look at a hook"))?.tag();
             hooks.put(loaded, pins, at)?;
         }
         Ok(hooks)
     }
 
-    /// Looks at both hooks and attaches again what is not as it should be.
+    /// Looks at all hooks and attaches again what is not as it should be.
     pub(super) fn check(&mut self, pins: &Pins, object: &Object) -> Result<HookFacts, RedirectError> {
         let mut repaired = Vec::new();
-        for (at, name) in HOOKS.into_iter().enumerate() {
-            if self.find(pins, at)?.is_none_or(|found| !found.good) {
+        let mut links = Vec::with_capacity(HOOKS.len());
+        for (at, hook) in HOOKS.iter().enumerate() {
+            let mut found = self.find(pins, at)?;
+            if found.as_ref().is_none_or(|found| !found.good) {
                 self.put(&mut object.load()?, pins, at)?;
-                repaired.push(name);
+                repaired.push(hook.name);
+                found = self.find(pins, at)?;
             }
+            links.push(found.map_or(0, |found| found.id));
         }
-        let mut links = [0; 2];
-        for (at, id) in links.iter_mut().enumerate() {
-            *id = self.find(pins, at)?.map_or(0, |found| found.id);
-        }
-        Ok(HookFacts { links, tags: self.tags.map(|tag| format!("{tag:016x}")), repaired })
+        let names = HOOKS.iter().map(|hook| hook.name).collect();
+        Ok(HookFacts { names, links, tags: self.tags.iter().map(|tag| format!("{tag:016x}")).collect(), repaired })
     }
 
     /// Makes one hook be there: keeps it, or swaps its program, or attaches it.
     fn put(&self, loaded: &mut Ebpf, pins: &Pins, at: usize) -> Result<(), RedirectError> {
-        let name = HOOKS[at];
+        let name = HOOKS[at].name;
         let pin = pins.hook(name);
         match self.find(pins, at)? {
             Some(found) if found.good => return Ok(()),
             Some(found) if found.here => {
                 let program = program(loaded, name)?;
-                let fd = program.fd().map_err(failed("find a connect hook"))?;
-                let link = bpf_link::open(&pin).map_err(|e| RedirectError::Kernel("open a pinned connect hook", e))?;
+                let fd = program.fd().map_err(failed("find a hook"))?;
+                let link = bpf_link::open(&pin).map_err(|e| RedirectError::Kernel("open a pinned hook", e))?;
                 return bpf_link::update(link.as_fd(), fd.as_fd())
-                    .map_err(|e| RedirectError::Kernel("swap the program of a connect hook", e));
+                    .map_err(|e| RedirectError::Kernel("swap the program of a hook", e));
             }
             Some(_) | None => {}
         }
         let program = program(loaded, name)?;
         // A link leaves room for others beside it in any case; asking for it is an error.
-        let id = program.attach(&self.cgroup.dir, CgroupAttachMode::Single).map_err(failed("attach a connect hook"))?;
+        let id = program.attach(&self.cgroup.dir, CgroupAttachMode::Single).map_err(failed("attach a hook"))?;
         let link: FdLink = program
             .take_link(id)
-            .map_err(failed("keep a connect hook"))?
+            .map_err(failed("keep a hook"))?
             .try_into()
-            .map_err(|_| RedirectError::Missing("link for a connect hook"))?;
+            .map_err(|_| RedirectError::Missing("link for a hook"))?;
         // What is pinned there is attached elsewhere or nowhere, and goes only after its successor is in force.
         pins.remove(&pin)?;
         link.pin(&pin).map(drop).map_err(|error| RedirectError::Path {
-            what: "pin the connect hook",
+            what: "pin the hook",
             path: pin,
             source: io::Error::other(error),
         })
     }
 
     fn find(&self, pins: &Pins, at: usize) -> Result<Option<Found>, RedirectError> {
-        let link = match bpf_link::open(&pins.hook(HOOKS[at])) {
+        let link = match bpf_link::open(&pins.hook(HOOKS[at].name)) {
             Ok(link) => link,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(RedirectError::Kernel("open a pinned connect hook", error)),
+            Err(error) => return Err(RedirectError::Kernel("open a pinned hook", error)),
         };
-        let info = bpf_link::link(link.as_fd()).map_err(|e| RedirectError::Kernel("look at a connect hook", e))?;
+        let info = bpf_link::link(link.as_fd()).map_err(|e| RedirectError::Kernel("look at a hook", e))?;
         let here = info.attached == Attached::Cgroup(self.cgroup.id);
-        // A connect hook uses all three shared maps.
-        let good = here && is_same(info.program, self.tags[at], &self.shared, self.shared.len());
+        let good = here && is_same(info.program, self.tags[at], &self.shared, HOOKS[at].maps);
         Ok(Some(Found { id: info.id, here, good }))
     }
 }
@@ -146,9 +176,9 @@ struct Found {
 /// The program, in the kernel.
 fn program<'a>(loaded: &'a mut Ebpf, name: &'static str) -> Result<&'a mut CgroupSockAddr, RedirectError> {
     let program = loaded.program_mut(name).ok_or(RedirectError::Missing(name))?;
-    let program: &mut CgroupSockAddr = program.try_into().map_err(failed("find a connect hook"))?;
+    let program: &mut CgroupSockAddr = program.try_into().map_err(failed("find a hook"))?;
     if program.fd().is_err() {
-        program.load().map_err(failed("load a connect hook"))?;
+        program.load().map_err(failed("load a hook"))?;
     }
     Ok(program)
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use loam_ebpf_common::layout;
 use rustix::fs::{FlockOperation, flock, statfs};
 
-use super::RedirectError;
+use super::{RedirectError, hooks};
 use crate::sys::bpf_link;
 
 /// `f_type` of a bpf file system, linux/magic.h.
@@ -60,7 +60,7 @@ impl Pins {
         self.0.join(name)
     }
 
-    /// Path of the link of a connect hook.
+    /// Path of the link of a hook.
     pub fn hook(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
@@ -97,19 +97,19 @@ impl Pins {
         }
     }
 
-    /// Takes all pins away: the connect hooks first, so that nothing is marked for a listener that is gone.
+    /// Takes all pins away: the hooks first, so that nothing is marked for a listener that is gone.
     pub fn remove_all(&self) -> Result<(), RedirectError> {
         let mut names = self.names()?;
-        let rank = |name: &str| match name {
-            _ if name.starts_with("connect") => 0,
-            _ if name.starts_with(STEER) => 1,
-            _ if layout::SHARED.contains(&name) => 2,
-            _ => 3,
+        let rank = |name: &str| match hooks::rank(name) {
+            Some(rank) => (0, rank),
+            None if name.starts_with(STEER) => (1, 0),
+            None if layout::SHARED.contains(&name) => (2, 0),
+            None => (3, 0),
         };
         names.sort_by_key(|name| rank(name));
         for name in names {
             match rank(&name) {
-                0 | 1 => self.detach(&self.0.join(name))?,
+                (0 | 1, _) => self.detach(&self.0.join(name))?,
                 _ => self.remove(&self.0.join(name))?,
             }
         }

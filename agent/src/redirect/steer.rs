@@ -45,11 +45,11 @@ impl SteerFacts {
 /// What all instances have in common.
 pub(super) struct Template {
     tag: u64,
-    shared: [u32; 3],
+    shared: [u32; layout::SHARED.len()],
 }
 
 impl Template {
-    pub(super) fn new(loaded: &mut Ebpf, shared: [u32; 3]) -> Result<Self, RedirectError> {
+    pub(super) fn new(loaded: &mut Ebpf, shared: [u32; layout::SHARED.len()]) -> Result<Self, RedirectError> {
         let tag = program(loaded)?.info().map_err(failed("look at the steer program"))?.tag();
         Ok(Self { tag, shared })
     }

@@ -18,7 +18,7 @@ const BPF_LINK_DETACH: libc::c_long = 34;
 const LINK_CGROUP: u32 = 3;
 const LINK_NETNS: u32 = 5;
 
-/// Most maps of one program that are listed: ours have four.
+/// Most maps of one program that are listed: ours have at most four.
 const MAX_MAPS: usize = 16;
 
 /// What a link is attached to.

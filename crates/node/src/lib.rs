@@ -9,7 +9,7 @@ pub mod message;
 pub mod socket;
 
 pub use agent::{AgentClient, ClientError};
-pub use message::{Kind, PodInfo, PodRef, VERSION};
+pub use message::{Kind, PodInfo, PodRef, Resolv, VERSION};
 pub use socket::{Listener, Packet, Socket, SocketError};
 
 /// Name of the socket for the agent inside the run directory.
@@ -46,6 +46,16 @@ impl ListenerKind {
         }
     }
 }
+
+/// Port of the sockets on which a pod's questions to name servers arrive, on 127.0.0.1 and ::1.
+pub const DNS_PORT: u16 = 15053;
+
+/// UDP sockets of a family: on [`DNS_PORT`] and on the ports after it. The redirect spreads a socket that asks several
+/// servers over them, so that it can tell their answers apart; whoever answers treats them alike.
+pub const DNS_LANES: u16 = 2;
+
+/// Descriptors of a family: its UDP sockets, then its TCP listener.
+pub const DNS_SOCKETS_PER_FAMILY: usize = DNS_LANES as usize + 1;
 
 /// Most needs that a ztunnel may have open. Each brings at most 253 descriptors, so this bounds what is under way.
 pub const MAX_OPEN_NEEDS: usize = 32;

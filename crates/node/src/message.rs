@@ -1,16 +1,19 @@
 //! The messages, and the rules that one must keep before anybody acts on it.
 
 mod agent;
+mod resolv;
 mod ztunnel;
 
 pub use agent::*;
+pub use resolv::*;
 pub use ztunnel::*;
 
+use crate::DNS_SOCKETS_PER_FAMILY;
 use std::net::IpAddr;
 
 /// The protocol's version. Version 1 of the hello belongs to the protocol that Istio's CNI agent speaks with its
 /// ztunnel: field 1 of [`Hello`] lies where its version lies, so that one socket can tell both apart.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Largest message. A snapshot of pods goes out one pod a message, so everything fits well below it.
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
@@ -194,6 +197,12 @@ pub struct PodInfo {
     /// Its addresses in network order, 4 or 16 bytes each.
     #[prost(bytes = "vec", repeated, tag = "6")]
     pub addresses: Vec<Vec<u8>>,
+    /// Whether what it asks name servers is captured.
+    #[prost(bool, tag = "7")]
+    pub dns: bool,
+    /// How it resolves names; none where that is not known.
+    #[prost(message, optional, tag = "8")]
+    pub resolv: Option<Resolv>,
 }
 
 impl PodInfo {
@@ -204,10 +213,6 @@ impl PodInfo {
 
     /// The same pod with these addresses.
     pub fn with_ips(mut self, ips: impl IntoIterator<Item = IpAddr>) -> Self {
-        let octets = |ip| match ip {
-            IpAddr::V4(v4) => v4.octets().to_vec(),
-            IpAddr::V6(v6) => v6.octets().to_vec(),
-        };
         self.addresses = ips.into_iter().map(octets).collect();
         self
     }
@@ -226,7 +231,7 @@ impl PodInfo {
         if self.addresses.iter().any(|bytes| ip(bytes).is_none()) {
             return Err(MessageError::Field { message, field: "addresses", why: "has one of neither 4 nor 16 bytes" });
         }
-        Ok(())
+        self.resolv.as_ref().map_or(Ok(()), Resolv::check)
     }
 }
 
@@ -234,6 +239,13 @@ impl PodInfo {
 impl std::fmt::Display for PodInfo {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
     }
 }
 
@@ -254,7 +266,7 @@ pub struct PodRef {
     pub incarnation: u64,
 }
 
-/// What a socket is for. All are TCP, nonblocking, close-on-exec, without delay, and exempt from the redirect.
+/// What a socket is for. All are nonblocking, close-on-exec and exempt from the redirect; those of TCP are without delay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
 #[repr(i32)]
 pub enum Kind {
@@ -268,11 +280,15 @@ pub enum Kind {
     In4 = 3,
     /// To the application, from any IPv6 address.
     In6 = 4,
+    /// UDP to a name server, IPv4. The kernel draws its port when it is connected.
+    Ask4 = 5,
+    /// UDP to a name server, IPv6.
+    Ask6 = 6,
 }
 
 impl Kind {
     /// Every kind of socket that can be asked for.
-    pub const ALL: [Self; 4] = [Self::Out4, Self::Out6, Self::In4, Self::In6];
+    pub const ALL: [Self; 6] = [Self::Out4, Self::Out6, Self::In4, Self::In6, Self::Ask4, Self::Ask6];
 
     /// For dialling `ip` on the network.
     pub fn outbound(ip: IpAddr) -> Self {
@@ -284,9 +300,19 @@ impl Kind {
         if ip.is_ipv6() { Self::In6 } else { Self::In4 }
     }
 
+    /// For asking the name server at `ip` over UDP.
+    pub fn asking(ip: IpAddr) -> Self {
+        if ip.is_ipv6() { Self::Ask6 } else { Self::Ask4 }
+    }
+
     /// Whether it is an IPv6 socket.
     pub fn is_ipv6(self) -> bool {
-        matches!(self, Self::Out6 | Self::In6)
+        matches!(self, Self::Out6 | Self::In6 | Self::Ask6)
+    }
+
+    /// Whether it is a UDP socket.
+    pub fn is_udp(self) -> bool {
+        matches!(self, Self::Ask4 | Self::Ask6)
     }
 
     /// Whether it is for dialling the application.
@@ -309,12 +335,21 @@ fn exactly(message: &'static str, got: usize, expected: usize) -> Result<(), Mes
     let expected_text = match expected {
         0 => "0",
         1 => "1",
-        2 => "2",
-        _ => "3",
+        _ => "2",
     };
     match got == expected {
         true => Ok(()),
         false => Err(MessageError::Descriptors { message, got, expected: expected_text }),
+    }
+}
+
+/// Three listeners, and beside them the sockets for names of each family that the pod has.
+fn listeners(message: &'static str, got: usize) -> Result<(), MessageError> {
+    const ONE_FAMILY: usize = 3 + DNS_SOCKETS_PER_FAMILY;
+    const BOTH_FAMILIES: usize = ONE_FAMILY + DNS_SOCKETS_PER_FAMILY;
+    match got {
+        3 | ONE_FAMILY | BOTH_FAMILIES => Ok(()),
+        got => Err(MessageError::Descriptors { message, got, expected: "3, 6 or 9" }),
     }
 }
 
@@ -354,7 +389,7 @@ fn pod_ref(message: &'static str, pod: Option<&PodRef>) -> Result<(), MessageErr
 
 fn socket_kind(message: &'static str, kind: i32) -> Result<(), MessageError> {
     match Kind::try_from(kind) {
-        Ok(Kind::Out4 | Kind::Out6 | Kind::In4 | Kind::In6) => Ok(()),
+        Ok(Kind::Out4 | Kind::Out6 | Kind::In4 | Kind::In6 | Kind::Ask4 | Kind::Ask6) => Ok(()),
         Ok(Kind::Unspecified) | Err(_) => {
             Err(MessageError::Field { message, field: "kind", why: "is no kind of socket" })
         }

@@ -16,6 +16,12 @@ impl Ip {
     /// No address: what an unused place holds. No packet carries it.
     pub const NONE: Ip = Ip([0; 4]);
 
+    /// 127.0.0.1.
+    pub const LOOPBACK4: Ip = Ip::from_v4(0x7f00_0001_u32.to_be());
+
+    /// ::1.
+    pub const LOOPBACK6: Ip = Ip([0, 0, 0, ONE]);
+
     /// An IPv4 address from its word in network order.
     #[inline(always)]
     pub const fn from_v4(word: u32) -> Self {
@@ -26,6 +32,27 @@ impl Ip {
     #[inline(always)]
     pub const fn from_v6(words: [u32; 4]) -> Self {
         Self(words)
+    }
+
+    /// Its four words in network order.
+    #[inline(always)]
+    pub const fn words(&self) -> [u32; 4] {
+        self.0
+    }
+
+    /// An IPv4 address.
+    #[inline(always)]
+    pub const fn is_v4(&self) -> bool {
+        self.0[0] | self.0[1] == 0 && self.0[2] == MAPPED
+    }
+
+    /// The loopback address of its family.
+    #[inline(always)]
+    pub const fn loopback(&self) -> Ip {
+        match self.is_v4() {
+            true => Self::LOOPBACK4,
+            false => Self::LOOPBACK6,
+        }
     }
 
     /// Loopback or unspecified, which `connect` takes as loopback: 127/8, 0.0.0.0, ::1, :: and the mapped forms.
@@ -86,6 +113,13 @@ mod tests {
         }
         for text in ["128.0.0.1", "126.0.0.1", "0.0.0.1", "10.0.0.127", "::2", "::7f00:1", "1::1", "fe80::1"] {
             assert!(!ip(text).is_local(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_address_has_the_loopback_of_its_family() {
+        for (of, expected) in [("10.0.0.7", "127.0.0.1"), ("::ffff:10.0.0.7", "127.0.0.1"), ("fd00::7", "::1")] {
+            assert_eq!(ip(of).loopback(), ip(expected), "{of}");
         }
     }
 

@@ -9,7 +9,7 @@ pub const MAX_PODS: u32 = 1024;
 /// Addresses of one pod. Kubernetes gives at most one per family; the rest is for secondary networks.
 pub const MAX_ADDRESSES: usize = 4;
 
-/// Places of one pod in [`LISTENERS`]: its three listeners and one to spare, so that a place is found by a shift.
+/// Places of one pod in [`LISTENERS`]: one for each [`Kind`].
 pub const SLOTS_PER_POD: u32 = 4;
 
 /// Hash from network namespace cookie to [`Pod`]: who is enrolled. One entry for each pod.
@@ -27,8 +27,12 @@ pub const EXEMPT: &str = "EXEMPT";
 /// Array of one [`Steered`]: each pod's instance of `steer` has its own.
 pub const STEERED: &str = "STEERED";
 
+/// Storage of sockets that asked a name server: which ones, as [`crate::dns::Asked`]. It has no size of its own, as
+/// [`EXEMPT`] has none: its memory is the socket's.
+pub const ASKED: &str = "ASKED";
+
 /// The maps that all instances share and that are pinned.
-pub const SHARED: [&str; 3] = [PODS, LISTENERS, EXEMPT];
+pub const SHARED: [&str; 4] = [PODS, LISTENERS, EXEMPT, ASKED];
 
 /// Value of [`EXEMPT`].
 pub const EXEMPTED: u32 = 1;
@@ -43,11 +47,14 @@ pub enum Kind {
     Inbound = 1,
     /// Tunnels that reach the pod.
     Hbone = 2,
+    /// What the pod asks name servers over TCP. No program picks it, since connections are sent to its address; that it
+    /// lies in its slot says that names are answered.
+    Dns = 3,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 3] = [Kind::Outbound, Kind::Inbound, Kind::Hbone];
+    pub const ALL: [Kind; SLOTS_PER_POD as usize] = [Kind::Outbound, Kind::Inbound, Kind::Hbone, Kind::Dns];
 }
 
 /// Where the listener of the pod with this index is in [`LISTENERS`].
@@ -56,23 +63,51 @@ pub const fn slot(index: u32, kind: Kind) -> u32 {
     index * SLOTS_PER_POD + kind as u32
 }
 
-/// An enrolled pod, as the connect hooks see it.
+/// An enrolled pod, as the hooks see it.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pod {
-    index: u32,
+    steered: Steered,
+    dns: u32,
 }
 
 impl Pod {
-    /// The pod with this index.
-    pub const fn new(index: u32) -> Self {
-        Self { index }
+    /// A pod that `steer` knows, whose questions to name servers are captured if `dns` is set.
+    pub const fn new(steered: Steered, dns: bool) -> Self {
+        Self { steered, dns: dns as u32 }
     }
 
     /// Its number on this node, below [`MAX_PODS`].
     #[inline(always)]
     pub const fn index(&self) -> u32 {
-        self.index
+        self.steered.index
+    }
+
+    /// Whether its questions to name servers are captured.
+    #[inline(always)]
+    pub const fn has_dns(&self) -> bool {
+        self.dns != 0
+    }
+
+    /// Whether the address is one of its own.
+    #[inline(always)]
+    pub fn owns(&self, ip: &Ip) -> bool {
+        self.steered.owns(ip)
+    }
+
+    /// Its first address of the family that `ip` has.
+    #[inline(always)]
+    pub fn own_like(&self, ip: &Ip) -> Option<Ip> {
+        let own = &self.steered.own;
+        let fits = |own: &Ip| *own != Ip::NONE && own.is_v4() == ip.is_v4();
+        // Written out, as in `Steered::owns`.
+        match (fits(&own[0]), fits(&own[1]), fits(&own[2]), fits(&own[3])) {
+            (true, ..) => Some(own[0]),
+            (_, true, ..) => Some(own[1]),
+            (_, _, true, _) => Some(own[2]),
+            (.., true) => Some(own[3]),
+            (false, false, false, false) => None,
+        }
     }
 }
 
@@ -113,7 +148,7 @@ impl Steered {
 mod user {
     // SAFETY: both are `repr(C)`, made of u32 only, so they have no padding and every bit pattern is a value.
     unsafe impl aya::Pod for super::Pod {}
-    // SAFETY: as above; `Ip` is an array of u32.
+    // SAFETY: as above.
     unsafe impl aya::Pod for super::Steered {}
 }
 
@@ -129,6 +164,15 @@ mod tests {
                 assert!(!core::mem::replace(&mut seen[slot(index, kind) as usize], true));
             }
         }
+    }
+
+    #[test]
+    fn a_pods_own_address_is_of_the_family_that_is_asked_for() {
+        let (v4, v6, v6_again) = (Ip::from_v4(7), Ip::from_v6([1, 0, 0, 7]), Ip::from_v6([1, 0, 0, 8]));
+        let pod = |own: &[Ip]| Pod::new(Steered::new(0, own.iter().copied()).unwrap(), true);
+        assert_eq!(pod(&[v6, v6_again, v4]).own_like(&Ip::from_v4(9)), Some(v4));
+        assert_eq!(pod(&[v4, v6, v6_again]).own_like(&Ip::LOOPBACK6), Some(v6));
+        assert_eq!(pod(&[v4]).own_like(&Ip::LOOPBACK6), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! the facts, ask, and turn the answer into a verdict.
 #![no_std]
 
+pub mod dns;
 pub mod ip;
 pub mod layout;
 pub mod mark;

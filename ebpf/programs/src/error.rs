@@ -1,6 +1,6 @@
-//! Why a connection is refused.
+//! Why a connection or a question is refused.
 
-/// The connection cannot be given to the ztunnel, and it must not go around it.
+/// It cannot be given to the ztunnel, and it must not go around it.
 #[derive(Clone, Copy)]
 pub(crate) enum Refused {
     /// No ztunnel listens for the pod.
@@ -9,15 +9,19 @@ pub(crate) enum Refused {
     BoundToInterface,
     /// The socket does not take the mark.
     NotMarked,
+    /// The socket has no room to remember which name server it asks.
+    NotRemembered,
 }
 
 impl Refused {
-    /// What the application's `connect()` fails with: always that nobody serves it, which programs know to retry.
+    /// What the application's call fails with: always that nobody serves it, which programs know to retry.
     #[inline(always)]
     pub(crate) fn errno(self) -> i32 {
         const ECONNREFUSED: i32 = 111;
         match self {
-            Refused::NoListener | Refused::BoundToInterface | Refused::NotMarked => ECONNREFUSED,
+            Refused::NoListener | Refused::BoundToInterface | Refused::NotMarked | Refused::NotRemembered => {
+                ECONNREFUSED
+            }
         }
     }
 }

@@ -11,6 +11,8 @@ fn info(uid: &str) -> PodInfo {
         service_account: "web".into(),
         node: "n1".into(),
         addresses: vec![],
+        dns: true,
+        resolv: None,
     }
 }
 
@@ -84,7 +86,7 @@ fn short(actions: &[Action]) -> Vec<String> {
         Action::Make { incarnation, reuse: None, .. } => format!("make {}", incarnation.0),
         Action::Make { incarnation, reuse: Some(former), .. } => format!("make {} from {}", incarnation.0, former.0),
         Action::Fill { incarnation, index } => format!("fill {index} with {}", incarnation.0),
-        Action::Empty { index } => format!("empty {index}"),
+        Action::Empty { index, .. } => format!("empty {index}"),
         Action::StartResetting { incarnation } => format!("reset {}", incarnation.0),
         Action::StopResetting { incarnation } => format!("leave {}", incarnation.0),
         Action::Release { incarnation } => format!("release {}", incarnation.0),
@@ -333,6 +335,36 @@ fn other_facts_about_a_pod_are_told_as_another_incarnation_with_the_same_listene
     check(keeper.on(event), &["refuse 1: the agent added the pod anew", "make 2 from 1", "empty 0", "take 1 from z1"]);
 }
 
+/// Adds a pod whose questions are captured or not.
+fn switch(keeper: &mut Keeper, request: u64, dns: bool) -> Vec<Action> {
+    let info = PodInfo { dns, ..info("a") };
+    let netns = NetnsId::fake(10);
+    keeper.on(Event::AddPod { request: RequestId(request), index: 0, info, netns })
+}
+
+#[test]
+fn a_pod_whose_names_are_switched_while_it_is_made_is_asked_for_again() {
+    let mut keeper = Keeper::new();
+    check(switch(&mut keeper, 1, true), &["make 1"]);
+    check(switch(&mut keeper, 2, false), &[]);
+    let why = "pod shop/a: capture of its questions was switched on or off";
+    check(
+        keeper.on(Event::Made { incarnation: Incarnation(1), result: Ok(5) }),
+        &[&format!("refuse 1: {why}"), &format!("refuse 2: {why}"), "release 1"],
+    );
+}
+
+#[test]
+fn names_that_are_switched_on_again_have_the_sockets_that_they_had() {
+    let mut keeper = Keeper::new();
+    keeper.connect(1);
+    switch(&mut keeper, 1, true);
+    keeper.on(Event::Made { incarnation: Incarnation(1), result: Ok(5) });
+    assert!(short(&switch(&mut keeper, 2, false)).contains(&"make 2 from 1".to_owned()));
+    keeper.on(Event::Made { incarnation: Incarnation(2), result: Ok(5) });
+    assert!(short(&switch(&mut keeper, 3, true)).contains(&"make 3 from 1".to_owned()));
+}
+
 #[test]
 fn listeners_that_cannot_be_made_are_the_agents_answer_and_leave_nothing() {
     let mut keeper = Keeper::new();
@@ -418,7 +450,7 @@ impl World {
                     let former = self.slots.insert(index, incarnation);
                     assert!(former.is_none(), "slot {index} had an owner");
                 }
-                Action::Empty { index } => assert!(self.slots.remove(&index).is_some(), "emptied an empty slot"),
+                Action::Empty { index, .. } => assert!(self.slots.remove(&index).is_some(), "emptied an empty slot"),
                 Action::StartResetting { incarnation } => {
                     assert!(!self.slots.values().any(|filled| *filled == incarnation), "reset while filled");
                     assert!(self.resetting.insert(incarnation));

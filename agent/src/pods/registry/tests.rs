@@ -20,6 +20,8 @@ fn spec(name: &str, address: &str) -> PodSpec {
         service_account: "default".into(),
         addresses: vec![address.parse().unwrap()],
         netns: format!("/run/netns/{name}").into(),
+        dns: true,
+        resolv_conf: None,
     }
 }
 

@@ -31,6 +31,8 @@ fn info(uid: &str) -> PodInfo {
         service_account: "web".into(),
         node: "n1".into(),
         addresses: vec![],
+        dns: false,
+        resolv: None,
     }
 }
 

@@ -9,6 +9,8 @@ fn info() -> PodInfo {
         service_account: "web".into(),
         node: "n1".into(),
         addresses: vec![],
+        dns: true,
+        resolv: None,
     }
 }
 
@@ -27,7 +29,7 @@ fn a_hello_of_istios_protocol_is_recognised_by_its_version() {
 fn only_our_own_version_is_welcome() {
     assert_eq!(Hello::new().refusal(), None);
     let next = Hello { version: VERSION + 1, ..Hello::new() };
-    assert_eq!(next.refusal().unwrap(), "hello of version 3, this keeper speaks version 2");
+    assert_eq!(next.refusal().unwrap(), "hello of version 4, this keeper speaks version 3");
 }
 
 #[test]
@@ -59,6 +61,27 @@ fn a_field_that_breaks_its_rule_is_named() {
 }
 
 #[test]
+fn settings_for_names_survive_the_wire_and_are_bounded() {
+    let servers: Vec<IpAddr> = vec!["10.96.0.10".parse().unwrap(), "fd00::10".parse().unwrap()];
+    let resolv = Resolv::new(servers.clone(), vec!["shop.svc.cluster.local".into()], 5);
+    assert_eq!(resolv.servers().collect::<Vec<_>>(), servers);
+    let check = |resolv| PodInfo { resolv: Some(resolv), ..info() }.check().map_err(|error| error.to_string());
+    assert_eq!(check(resolv.clone()), Ok(()));
+    for (broken, expected) in [
+        (Resolv { nameservers: vec![vec![0; 4]; 4], ..resolv.clone() }, "Resolv.nameservers has more than 3"),
+        (
+            Resolv { nameservers: vec![vec![0; 5]], ..resolv.clone() },
+            "Resolv.nameservers has one of neither 4 nor 16 bytes",
+        ),
+        (Resolv { search: vec!["a".into(); 33], ..resolv.clone() }, "Resolv.search has more than 32"),
+        (Resolv { search: vec![String::new()], ..resolv.clone() }, "Resolv.search has one that is no name"),
+        (Resolv { ndots: 16, ..resolv.clone() }, "Resolv.ndots is more than 15"),
+    ] {
+        assert_eq!(check(broken), Err(expected.into()));
+    }
+}
+
+#[test]
 fn needs_are_for_a_pod_a_kind_and_1_to_253_sockets() {
     use from_ztunnel::Said;
     let check = |pod, kind, count| FromZtunnel::from(Said::Need(Need { pod, kind, count })).check(0);
@@ -79,6 +102,12 @@ fn each_message_takes_exactly_its_descriptors() {
     assert_eq!([0, 1, 2].map(|n| agent(add(), n)), [false, true, false]);
     assert_eq!([1, 2, 3].map(|n| agent(from_agent::Asked::Stores(Stores {}), n)), [false, true, false]);
     assert_eq!([0, 1].map(|n| agent(from_agent::Asked::List(List {}), n)), [true, false]);
+
+    let add = |fds| ToZtunnel::from(to_ztunnel::Said::AddPod(AddPod { incarnation: 1, info: Some(info()) })).check(fds);
+    let held = |fds| FromZtunnel::from(from_ztunnel::Said::Held(Held { uid: "u1".into() })).check(fds);
+    for (fds, expected) in [(0, false), (3, true), (4, false), (6, true), (9, true), (12, false)] {
+        assert_eq!((add(fds).is_ok(), held(fds).is_ok()), (expected, expected), "{fds}");
+    }
 
     let sockets = |error: &str, fds| {
         let said = to_ztunnel::Said::Sockets(Sockets { pod: pod(), kind: 1, error: error.into() });

@@ -1,8 +1,8 @@
 //! Between a ztunnel and the keeper.
 
 use super::{
-    Goodbye, Kind, MAX_DESCRIPTORS, MessageError, PodInfo, PodRef, Wire, exactly, incarnation, name, pod_ref, present,
-    socket_kind, text,
+    Goodbye, Kind, MAX_DESCRIPTORS, MessageError, PodInfo, PodRef, Wire, exactly, incarnation, listeners, name,
+    pod_ref, present, socket_kind, text,
 };
 
 // ---- ztunnel to keeper ----
@@ -35,8 +35,7 @@ pub mod from_ztunnel {
         /// This ztunnel accepts no more.
         #[prost(message, tag = "5")]
         Leaving(super::Leaving),
-        /// Listeners that this ztunnel holds from a former keeper, in the order of
-        /// [`ListenerKind::ALL`](crate::ListenerKind::ALL).
+        /// Listeners that this ztunnel holds from a former keeper, in the order of [`AddPod`](super::AddPod).
         #[prost(message, tag = "6")]
         Held(super::Held),
     }
@@ -83,7 +82,7 @@ pub struct PodDrained {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Leaving {}
 
-/// Offers the three listeners of a pod to a keeper that may not have them. They are in use in the pod's namespace, so
+/// Offers the sockets of a pod to a keeper that may not have them. They are in use in the pod's namespace, so
 /// that it could not make its own.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Held {
@@ -119,7 +118,7 @@ impl Wire for FromZtunnel {
             Said::Leaving(_) => exactly("Leaving", descriptors, 0),
             Said::Held(held) => {
                 name("Held", "uid", &held.uid)?;
-                exactly("Held", descriptors, 3)
+                listeners("Held", descriptors)
             }
         }
     }
@@ -146,7 +145,7 @@ pub mod to_ztunnel {
     /// What the keeper says to a ztunnel.
     #[derive(Clone, PartialEq, prost::Oneof)]
     pub enum Said {
-        /// A pod and its listeners, in the order of [`ListenerKind::ALL`](crate::ListenerKind::ALL).
+        /// A pod and its sockets.
         #[prost(message, tag = "1")]
         AddPod(super::AddPod),
         /// Stop accepting for a pod and say when its last connection has ended.
@@ -167,7 +166,9 @@ pub mod to_ztunnel {
     }
 }
 
-/// A pod to serve.
+/// A pod to serve. Beside it its listeners in the order of [`ListenerKind::ALL`](crate::ListenerKind::ALL), and where
+/// its questions are captured the sockets for them: for each family, IPv4 first, [`DNS_LANES`](crate::DNS_LANES) UDP
+/// sockets and a TCP listener.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct AddPod {
     /// Which incarnation of it.
@@ -217,7 +218,7 @@ impl Wire for ToZtunnel {
             Said::AddPod(add) => {
                 incarnation("AddPod", add.incarnation)?;
                 present("AddPod", "info", add.info.as_ref())?.check()?;
-                exactly("AddPod", descriptors, 3)
+                listeners("AddPod", descriptors)
             }
             Said::RemovePod(remove) => {
                 pod_ref("RemovePod", remove.pod.as_ref())?;
