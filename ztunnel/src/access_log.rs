@@ -4,6 +4,7 @@
 //! [`Record::open`] once the connection is carried; the [`OpenRecord`] is consumed by [`OpenRecord::finish`]. Either
 //! one dropped on the way still ends its connection, as drained or as a fault of ours.
 
+mod denials;
 mod live;
 
 use std::fmt::{self, Display};
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use loam_core::addr::{DownstreamAddr, OrigDst};
 use loam_core::authority::Authority;
-use loam_core::authz::Verdict;
+use loam_core::authz::{self, Verdict};
 use loam_core::reason::Reason;
 use loam_core::service::Service;
 use loam_hbone::{Meter, Outcome};
@@ -23,9 +24,11 @@ use loam_rt::metrics::Registry;
 use loam_rt::telemetry::{ACCESS, Line, LogFormat, Sink, Telemetry};
 use tracing::Level;
 
+pub use denials::{DenialView, MAX_DENIALS};
 pub use live::{ConnectionView, Listing, MAX_LISTED, PeerView};
 
 use crate::metrics::{Direction, Metrics, Peer, TrafficLabels};
+use denials::Denials;
 use live::{Live, Living};
 
 /// The log of connections. Clones share it.
@@ -41,6 +44,7 @@ struct Shared {
     format: LogFormat,
     drain: Drain,
     live: Live,
+    denials: Denials,
     next_id: AtomicU64,
 }
 
@@ -63,8 +67,12 @@ pub struct Facts {
     pub destination: Peer,
     /// The service that was dialled.
     pub service: Option<Arc<Service>>,
+    /// How often it was dialled, each time to another endpoint; 0 when it was not.
+    pub tries: usize,
     /// What the policies said; `None` where they are not asked.
     pub verdict: Option<Verdict>,
+    /// What they would have said if those on trial were in force, where there are any.
+    pub dry_run: Option<Box<Verdict>>,
 }
 
 /// A connection that is not carried yet.
@@ -87,6 +95,20 @@ pub struct OpenRecord {
     living: Option<Arc<Living>>,
 }
 
+/// A carried connection in the hands of who may have to end it.
+#[derive(Debug)]
+pub struct Late {
+    living: Arc<Living>,
+}
+
+/// Why a connection was cut.
+#[derive(Debug)]
+struct Denial {
+    reason: Reason,
+    verdict: Verdict,
+    detail: String,
+}
+
 impl AccessLog {
     /// A log that writes through `telemetry` and counts in `metrics`. Connections that live when metrics are read from
     /// `registry` are counted as far as they got.
@@ -97,6 +119,7 @@ impl AccessLog {
             format: telemetry.format(),
             drain,
             live: Live::default(),
+            denials: Denials::default(),
             next_id: AtomicU64::new(1),
         });
         let sink = shared.sink.clone();
@@ -126,9 +149,16 @@ impl AccessLog {
                 source: Peer::default(),
                 destination: Peer::default(),
                 service: None,
+                tries: 0,
                 verdict: None,
+                dry_run: None,
             })),
         }
+    }
+
+    /// The denials by policy that came last, newest first, at most `limit` and [`MAX_DENIALS`] of them.
+    pub fn denials(&self, limit: usize) -> Vec<DenialView> {
+        self.shared.denials.list(limit)
     }
 
     /// The connections that are carried, oldest first, at most `limit` and [`MAX_LISTED`] of them.
@@ -181,7 +211,11 @@ impl Record {
         let failed = shared.metrics.traffic(&labels.ended(reason));
         failed.closed();
         failed.failed();
-        let end = End { bytes: Bytes::default(), reason: Some(reason), error: Some(error) };
+        if let Some(verdict @ Verdict::Deny { .. }) = &facts.verdict {
+            shared.denied(&facts, self.id, verdict, error, false);
+        }
+        let verdict = facts.verdict.as_ref();
+        let end = End { bytes: Bytes::default(), reason: Some(reason), error: Some(error), verdict };
         shared.ended(&facts, self.id, self.began, &end);
     }
 }
@@ -209,6 +243,11 @@ impl OpenRecord {
     /// Where its bytes are counted while it lives; given to the engine that carries it.
     pub fn meter(&self) -> Arc<Meter> {
         Arc::clone(&self.living().meter)
+    }
+
+    /// For who may have to end it.
+    pub fn late(&self) -> Late {
+        Late { living: Arc::clone(self.living()) }
     }
 
     /// The connection ended.
@@ -242,8 +281,32 @@ impl OpenRecord {
                 failed.failed();
             }
         }
-        let end = End { bytes, reason: error.map(|(reason, _)| reason), error: error.map(|(_, error)| error) };
-        shared.ended(&living.facts, living.id, living.began, &end);
+        let (reason, mut error) = (error.map(|(reason, _)| reason), error.map(|(_, error)| error));
+        let mut verdict = living.facts.verdict.as_ref();
+        // It may have ended by itself in the same moment.
+        if let Some(denial) = living.denial.get().filter(|denial| reason == Some(denial.reason)) {
+            (verdict, error) = (Some(&denial.verdict), Some(&denial.detail as &dyn Display));
+            shared.denied(&living.facts, living.id, &denial.verdict, &denial.detail, true);
+        }
+        shared.ended(&living.facts, living.id, living.began, &End { bytes, reason, error, verdict });
+    }
+}
+
+impl Late {
+    /// What is known about the connection.
+    pub fn facts(&self) -> &Facts {
+        &self.living.facts
+    }
+
+    /// Policies deny it now. Returns the reason with which it is to be ended.
+    pub fn deny(&self, verdict: Verdict, detail: String) -> Reason {
+        let reason = match &verdict {
+            Verdict::Deny { reason, .. } => *reason,
+            Verdict::Allow => Reason::Internal,
+        };
+        // The first counts, and there is one: it ends the connection.
+        let _ = self.living.denial.set(Box::new(Denial { reason, verdict, detail }));
+        reason
     }
 }
 
@@ -269,6 +332,8 @@ struct End<'a> {
     bytes: Bytes,
     reason: Option<Reason>,
     error: Option<&'a dyn Display>,
+    /// The last that policies said.
+    verdict: Option<&'a Verdict>,
 }
 
 impl Shared {
@@ -298,6 +363,9 @@ impl Shared {
             line.number("bytes_sent", sent);
             line.number("bytes_recv", received);
             line.text("duration", Milliseconds(began.elapsed()));
+            if facts.tries > 1 {
+                line.number("tries", facts.tries as u64);
+            }
             if let Some(error) = end.error {
                 line.text("error", error);
             }
@@ -305,8 +373,15 @@ impl Shared {
             if let Some(reason) = end.reason {
                 line.text("reason", reason.as_str());
             }
-            facts.write_verdict(line);
+            facts.write_verdict(end.verdict, line);
         });
+    }
+
+    /// Keeps and counts a denial by policy.
+    fn denied(&self, facts: &Facts, id: u64, verdict: &Verdict, detail: &dyn Display, carried: bool) {
+        let Verdict::Deny { reason, policy } = verdict else { return };
+        self.metrics.denied(*reason, policy.as_ref());
+        self.denials.push(DenialView::new(facts, id, *reason, policy.as_deref(), detail, carried));
     }
 }
 
@@ -324,11 +399,22 @@ impl Facts {
         TrafficLabels::new(self.direction, &self.source, &self.destination, service, self.secured)
     }
 
+    /// What policies look at.
+    pub fn for_policy(&self) -> authz::Facts<'_> {
+        authz::Facts {
+            source: self.source.identity.as_ref(),
+            source_ip: self.downstream.ip(),
+            destination_ip: self.addr.ip(),
+            destination_port: self.addr.port(),
+        }
+    }
+
     fn count_verdict(&self, metrics: &Metrics) {
-        match &self.verdict {
-            None => {}
-            Some(Verdict::Allow) => metrics.judged("allow", None),
-            Some(Verdict::Deny { policy, .. }) => metrics.judged("deny", policy.as_ref()),
+        if let Some(verdict) = &self.verdict {
+            metrics.judged(verdict.as_str(), policy_of(verdict));
+        }
+        if let Some(verdict) = &self.dry_run {
+            metrics.dry_run(verdict.as_str(), policy_of(verdict));
         }
     }
 
@@ -347,17 +433,22 @@ impl Facts {
         line.text("direction", self.direction.as_str());
     }
 
-    fn write_verdict(&self, line: &mut Line<'_>) {
-        match &self.verdict {
-            None => {}
-            Some(Verdict::Allow) => line.text("verdict", "allow"),
-            Some(Verdict::Deny { policy, .. }) => {
-                if let Some(policy) = policy {
-                    line.text("policy", policy);
-                }
-                line.text("verdict", "deny");
+    fn write_verdict(&self, verdict: Option<&Verdict>, line: &mut Line<'_>) {
+        let both = [("policy", "verdict", verdict), ("dry_run.policy", "dry_run.verdict", self.dry_run.as_deref())];
+        for (policy_key, verdict_key, verdict) in both {
+            let Some(verdict) = verdict else { continue };
+            if let Some(policy) = policy_of(verdict) {
+                line.text(policy_key, policy);
             }
+            line.text(verdict_key, verdict.as_str());
         }
+    }
+}
+
+fn policy_of(verdict: &Verdict) -> Option<&Arc<str>> {
+    match verdict {
+        Verdict::Allow => None,
+        Verdict::Deny { policy, .. } => policy.as_ref(),
     }
 }
 

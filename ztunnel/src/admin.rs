@@ -1,5 +1,7 @@
 //! What this process shows of itself: 15000 for people on the node, 15020 metrics, 15021 readiness.
 
+mod policy;
+
 use std::sync::Arc;
 
 use http::StatusCode;
@@ -30,6 +32,8 @@ pub struct Sources {
     pub pods: Source<Value>,
     /// The tunnels that are open.
     pub tunnels: Source<Value>,
+    /// The endpoints that fail.
+    pub endpoints: Source<Value>,
     /// The configuration of this process.
     pub config: Value,
     /// The connections that are carried.
@@ -58,12 +62,19 @@ pub fn readiness(ready: &Ready) -> Server {
 fn routes(sources: &Sources) -> Routes {
     let (all, connections) = (sources.clone(), sources.connections.clone());
     let (pods, tunnels) = (Arc::clone(&sources.pods), Arc::clone(&sources.tunnels));
+    let endpoints = Arc::clone(&sources.endpoints);
     let asker = sources.asker.clone();
+    let (denials, judged) = (sources.connections.clone(), sources.clone());
     Routes::default()
         .dump("/config_dump", "the mesh as known here, certificates and settings", move |_| config_dump(&all))
         .dump("/debug/connections", "connections that live; ?limit=100", move |request| listing(&connections, &request))
+        .dump("/debug/denials", "denials by policy, newest first; ?limit=20", move |request| {
+            policy::denials(&denials, &request)
+        })
+        .dump("/debug/authz", policy::USAGE, move |request| policy::what_if(&judged, &request))
         .dump("/debug/pods", "pods served here", move |_| Response::json(&pods()))
         .dump("/debug/tunnels", "tunnels to other nodes", move |_| Response::json(&tunnels()))
+        .dump("/debug/endpoints", "endpoints that fail", move |_| Response::json(&endpoints()))
         .logging(&sources.filter)
         .post("/quitquitquit", "POST: drain, then end", move |_| {
             asker.ask();
@@ -76,12 +87,18 @@ fn routes(sources: &Sources) -> Routes {
 const USUAL_LIMIT: usize = 100;
 
 fn listing(connections: &AccessLog, request: &Request) -> Response {
-    let limit = match request.query("limit").map(|limit| limit.parse::<usize>()) {
-        None => USUAL_LIMIT,
-        Some(Ok(limit)) => limit.min(MAX_LISTED),
-        Some(Err(_)) => return Response::text(StatusCode::BAD_REQUEST, "limit is not a number\n"),
-    };
-    Response::json(&connections.connections(limit))
+    match limit(request, USUAL_LIMIT) {
+        Ok(limit) => Response::json(&connections.connections(limit.min(MAX_LISTED))),
+        Err(refusal) => refusal,
+    }
+}
+
+fn limit(request: &Request, usual: usize) -> Result<usize, Response> {
+    match request.query("limit").map(|limit| limit.parse::<usize>()) {
+        None => Ok(usual),
+        Some(Ok(limit)) => Ok(limit),
+        Some(Err(_)) => Err(Response::text(StatusCode::BAD_REQUEST, "limit is not a number\n")),
+    }
 }
 
 /// The keys of Istio's ztunnel, which Kiali decodes, and ours beside them.
@@ -158,7 +175,7 @@ mod tests {
     use super::*;
     use crate::metrics::{Direction, Metrics};
 
-    fn sources(asker: Asker) -> Sources {
+    pub(super) fn sources(asker: Asker) -> Sources {
         let (telemetry, _subscriber) = detached(LogFormat::Plain, "", Box::new(std::io::sink())).unwrap();
         let registry = Registry::default();
         let (_trigger, drain) = drain::channel();
@@ -172,6 +189,7 @@ mod tests {
             certificates: Arc::new(|| vec![available(), waiting()]),
             pods: Arc::new(|| json!([{ "name": "web-1" }])),
             tunnels: Arc::new(|| json!([])),
+            endpoints: Arc::new(|| json!([])),
             config: json!({ "node": "n1" }),
             connections: AccessLog::new(&telemetry, Metrics::new(&registry), &registry, drain),
             filter: telemetry.filter().clone(),
@@ -207,7 +225,7 @@ mod tests {
         }
     }
 
-    async fn ask(server: Server, request: &str) -> (u16, String) {
+    pub(super) async fn ask(server: Server, request: &str) -> (u16, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let exchange = async {
@@ -280,8 +298,16 @@ mod tests {
     async fn the_index_names_every_path() {
         let (status, body) = ask(admin(&sources(Shutdown::default().asker())), "GET /").await;
         assert_eq!(status, 200);
-        for path in ["/config_dump", "/logging", "/quitquitquit", "/debug/connections", "/debug/pods", "/debug/tunnels"]
-        {
+        for path in [
+            "/config_dump",
+            "/logging",
+            "/quitquitquit",
+            "/debug/connections",
+            "/debug/denials",
+            "/debug/authz",
+            "/debug/pods",
+            "/debug/tunnels",
+        ] {
             assert!(body.contains(path), "{path} is missing in {body}");
         }
     }

@@ -32,6 +32,8 @@ use crate::access_log::AccessLog;
 use crate::admin::{self, Sources};
 use crate::config::Config;
 use crate::control::{Control, node};
+use crate::dns::metrics::DnsMetrics;
+use crate::endpoints::{Endpoints, follow_moves};
 use crate::enrolled::{Enrolled, Proxy, Service};
 use crate::mesh::{Feed, Mesh};
 use crate::metrics::{Metrics, PodMetrics};
@@ -121,10 +123,13 @@ async fn serve(config: Config, telemetry: &Telemetry, data: Handle) -> Result<()
         tunnels: Pool::new(PoolConfig::default()),
         log,
         reached: Arc::default(),
+        endpoints: Endpoints::new(&registry),
+        dns: DnsMetrics::new(&registry),
         config,
     });
     // Descriptors from the keeper become sockets of the data threads, so the link lives there.
     background.spawn_on(link.run(), &data);
+    background.spawn(follow_moves(proxy.clone()));
 
     let served = Arc::new(Served { metrics: metrics.pods.clone(), ..Served::default() });
     let sources = sources(&proxy, telemetry, &served, shutdown.asker());
@@ -281,7 +286,7 @@ impl EndAll for JoinSet<()> {
 
 fn sources(proxy: &Arc<Proxy>, telemetry: &Telemetry, served: &Arc<Served>, asker: Asker) -> Sources {
     let (mesh, identities, tunnels, served) = (proxy.clone(), proxy.clone(), proxy.clone(), served.clone());
-    let config = &proxy.config;
+    let (config, endpoints) = (&proxy.config, proxy.endpoints.clone());
     Sources {
         snapshot: Arc::new(move || Snapshot::clone(&mesh.mesh.load())),
         certificates: Arc::new(move || identities.identities.state()),
@@ -290,6 +295,7 @@ fn sources(proxy: &Arc<Proxy>, telemetry: &Telemetry, served: &Arc<Served>, aske
             let stats = tunnels.tunnels.stats();
             json!({ "tunnels": stats.tunnels, "streams": stats.streams })
         }),
+        endpoints: Arc::new(move || json!(endpoints.describe())),
         config: json!({
             "node": &*config.node,
             "cluster": &*config.cluster,

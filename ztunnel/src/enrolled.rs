@@ -23,10 +23,12 @@ use crate::accept::accept;
 use crate::access_log::AccessLog;
 use crate::config::{Config, LOCAL_WORKLOAD_TIMEOUT, MAX_CONNECTIONS_PER_POD};
 use crate::deliver::Deliveries;
+use crate::dns::metrics::DnsMetrics;
+use crate::endpoints::Endpoints;
 use crate::mesh::Mesh;
 use crate::pods::Pod;
 use crate::reach::Reached;
-use crate::{inbound, outbound};
+use crate::{dns, inbound, outbound};
 
 /// How long a pod may be unknown to the mesh configuration before the agent is told that this is what it waits for.
 const UNKNOWN_AFTER: Duration = Duration::from_secs(4);
@@ -48,6 +50,10 @@ pub struct Proxy {
     pub log: AccessLog,
     /// Peers that answered before.
     pub reached: Arc<Reached>,
+    /// How endpoints fare, as seen from here.
+    pub endpoints: Arc<Endpoints>,
+    /// Counts of the pods' questions to name servers.
+    pub dns: DnsMetrics,
 }
 
 /// An enrolled pod.
@@ -55,7 +61,7 @@ pub struct Enrolled {
     pod: Arc<Pod>,
     uid: Arc<str>,
     proxy: Arc<Proxy>,
-    deliveries: Deliveries,
+    deliveries: Arc<Deliveries>,
     permits: Arc<Semaphore>,
     /// The pod in the mesh configuration.
     workload: watch::Sender<Option<Arc<Workload>>>,
@@ -80,7 +86,7 @@ impl Enrolled {
             uid: pod.uid().into(),
             pod,
             proxy,
-            deliveries: Deliveries::default(),
+            deliveries: Arc::default(),
             permits: Arc::new(Semaphore::new(MAX_CONNECTIONS_PER_POD)),
             workload: watch::Sender::new(None),
             judgements: watch::Sender::new(0),
@@ -90,6 +96,8 @@ impl Enrolled {
         for kind in ListenerKind::ALL {
             tasks.spawn(enrolled.clone().listen(kind));
         }
+        let workload = enrolled.workload.subscribe();
+        dns::serve(&enrolled.pod, &enrolled.proxy, workload, &enrolled.drain, &mut tasks);
         tasks.spawn(enrolled.clone().follow(tell));
         Service { enrolled, trigger, tasks }
     }
@@ -110,7 +118,7 @@ impl Enrolled {
     }
 
     /// Its connections to its application.
-    pub(crate) fn deliveries(&self) -> &Deliveries {
+    pub(crate) fn deliveries(&self) -> &Arc<Deliveries> {
         &self.deliveries
     }
 
@@ -173,7 +181,8 @@ impl Enrolled {
         match kind {
             ListenerKind::Outbound => outbound::carry(self, socket, from).await,
             ListenerKind::Inbound => inbound::plaintext(self, socket, from).await,
-            ListenerKind::Hbone => inbound::tunnel(self, socket, from).await,
+            // On the heap: there are few tunnels, and every connection would have room for one.
+            ListenerKind::Hbone => Box::pin(inbound::tunnel(self, socket, from)).await,
         }
     }
 
@@ -181,7 +190,7 @@ impl Enrolled {
     async fn follow(self: Arc<Self>, mut tell: impl FnMut(Result<(), String>) + Send + 'static) {
         let mut wanted = Wanted { identities: self.proxy.identities.clone(), identity: None };
         let mut revision = self.proxy.mesh.watch();
-        let mut policies = 0;
+        let mut policies = None;
         let mut ready = false;
         let mut patience = pin!(sleep(UNKNOWN_AFTER));
         loop {
@@ -193,8 +202,10 @@ impl Enrolled {
                 wanted.change(found.as_ref().map(|workload| &workload.identity));
                 self.workload.send_replace(found.clone());
             }
-            if changed || policies != snapshot.policies_revision() {
-                policies = snapshot.policies_revision();
+            // Other policies, and whatever else changes about the pod, alter no verdict.
+            let version = found.as_ref().map(|workload| snapshot.policy_version(workload));
+            if policies != version {
+                policies = version;
                 self.judgements.send_modify(|n| *n += 1);
             }
             drop(snapshot);

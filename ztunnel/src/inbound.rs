@@ -1,25 +1,27 @@
 //! Connections that reach a pod: CONNECTs in HBONE tunnels, and plaintext.
 
-use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
+mod arrival;
+
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use loam_core::addr::{DownstreamAddr, NetworkAddr, OrigDst};
-use loam_core::authz::{Facts as AuthzFacts, Verdict, judge};
 use loam_core::headers::baggage::Baggage;
 use loam_core::ids::Identity;
-use loam_core::inbound::{Plan, Query, Refusal, plan, plan_plaintext};
+use loam_core::inbound::{Query, Refusal, plan, plan_plaintext};
 use loam_core::reason::Reason;
 use loam_core::snapshot::Snapshot;
 use loam_core::workload::Workload;
-use loam_hbone::{Handler, Hooks, Incoming, Limits, Malformed, relay_plain};
+use loam_hbone::{Handler, Hooks, Incoming, Limits, Malformed, Relay, relay_plain};
 use tokio::net::TcpStream;
 
-use crate::access_log::Record;
+use crate::access_log::{OpenRecord, Record};
+use crate::deliver::Delivery;
 use crate::enrolled::Enrolled;
 use crate::metrics::{Direction, Peer};
 use crate::outbound::connect_reason;
+use arrival::Arrival;
 
 /// Serves one connection to the pod's HBONE port.
 pub(crate) async fn tunnel(pod: Arc<Enrolled>, socket: TcpStream, from: SocketAddr) {
@@ -63,7 +65,25 @@ struct Arrivals {
 }
 
 impl Handler for Arrivals {
-    async fn connect(&self, incoming: Incoming) {
+    async fn connect(&self, incoming: Box<Incoming>) {
+        // What leads to a carried connection is on the heap, and gone when the connection is carried.
+        if let Some(Carried { record, relay, delivery: _delivery }) = Box::pin(self.establish(incoming)).await {
+            record.finish(relay.await);
+        }
+    }
+
+    fn malformed(&self, peer: &Identity, peer_addr: DownstreamAddr, error: &Malformed) {
+        let mut record = self.pod.proxy().log.begin(Direction::Inbound, peer_addr, self.arrived_at);
+        record.facts().secured = true;
+        record.facts().source.identity = Some(peer.clone());
+        record.facts().destination.workload = self.pod.known_workload();
+        record.refuse(error.reason(), error);
+    }
+}
+
+impl Arrivals {
+    /// Decides and dials; a connection that is not to be carried was refused.
+    async fn establish(&self, incoming: Box<Incoming>) -> Option<Carried> {
         let pod = &self.pod;
         let request = incoming.request();
         let (downstream, peer) = (request.peer_addr, request.peer.clone());
@@ -88,49 +108,65 @@ impl Handler for Arrivals {
                 return refuse(incoming, record, refusal.reason, &refusal.detail);
             }
         };
-        let arrival = Arrival { source: Some(peer), source_ip: downstream.ip(), plan };
-        if let Err((reason, detail)) = arrival.permit(pod, &local, &mut record) {
-            return refuse(incoming, record, reason, &detail);
-        }
-        let mut incoming = incoming;
+        let (mut incoming, upstream) = (incoming, plan.upstream);
+        record.facts().service = plan.service;
+        let mut arrival = Arrival::new(pod, Some(peer), downstream.ip(), upstream);
         let dialled = tokio::select! {
-            dialled = pod.deliveries().dial(pod.pod(), downstream.ip(), arrival.plan.upstream) => dialled,
-            () = incoming.gone() => return record.refuse(Reason::Reset, "the peer no longer waits"),
+            biased;
+            dialled = async {
+                arrival.permit(pod, &local, &mut record).await?;
+                Ok(pod.deliveries().dial(pod.pod(), downstream.ip(), upstream).await)
+            } => dialled,
+            () = incoming.gone() => {
+                record.refuse(Reason::Reset, "the peer no longer waits");
+                return None;
+            }
         };
         match dialled {
-            Ok((app, _delivery)) => {
+            Err((reason, detail)) => refuse(incoming, record, reason, &detail),
+            Ok(Ok((app, delivery))) => {
                 if let Err(error) = loam_hbone::prepare(&app, loam_hbone::KEEPALIVE) {
                     return refuse(incoming, record, Reason::ConnectFailed, &error);
                 }
                 let record = record.open();
-                let hooks = Hooks::abort_on(arrival.end(pod.clone())).meter(record.meter());
+                let hooks = Hooks::abort_on(arrival.end(pod.clone(), record.late())).meter(record.meter());
                 let labels = Baggage::of(&local).to_string();
-                record.finish(incoming.accept(app, Some(&labels), hooks).await);
+                Some(Carried { record, relay: incoming.accept(app, Some(&labels), hooks), delivery })
             }
-            Err(error) => {
-                let upstream = arrival.plan.upstream;
-                refuse(incoming, record, connect_reason(&error), &format_args!("dial {upstream}: {error}"));
+            Ok(Err(error)) => {
+                refuse(incoming, record, connect_reason(&error), &format_args!("dial {upstream}: {error}"))
             }
         }
     }
+}
 
-    fn malformed(&self, peer: &Identity, peer_addr: DownstreamAddr, error: &Malformed) {
-        let mut record = self.pod.proxy().log.begin(Direction::Inbound, peer_addr, self.arrived_at);
-        record.facts().secured = true;
-        record.facts().source.identity = Some(peer.clone());
-        record.facts().destination.workload = self.pod.known_workload();
-        record.refuse(error.reason(), error);
-    }
+/// A connection on its way to the application.
+struct Carried {
+    record: OpenRecord,
+    relay: Relay,
+    delivery: Delivery,
 }
 
 /// Serves one connection that reached the pod in the clear.
 pub(crate) async fn plaintext(pod: Arc<Enrolled>, socket: TcpStream, from: SocketAddr) {
-    let Ok(arrived_at) = socket.local_addr().map(OrigDst::new) else { return loam_hbone::reset(socket) };
+    if let Some(Carried { record, relay, delivery: _delivery }) =
+        Box::pin(establish_plaintext(&pod, socket, from)).await
+    {
+        record.finish(relay.await);
+    }
+}
+
+async fn establish_plaintext(pod: &Arc<Enrolled>, socket: TcpStream, from: SocketAddr) -> Option<Carried> {
+    let Ok(arrived_at) = socket.local_addr().map(OrigDst::new) else {
+        loam_hbone::reset(socket);
+        return None;
+    };
     let downstream = DownstreamAddr::new(from);
     let mut record = pod.proxy().log.begin(Direction::Inbound, downstream, arrived_at);
     let refuse = |socket, record: Record, reason, error: &dyn std::fmt::Display| {
         loam_hbone::reset(socket);
         record.refuse(reason, error);
+        None
     };
     if pod.deliveries().is_own(downstream.get()) {
         return refuse(socket, record, Reason::Loop, &"our own delivery came back: the redirect is damaged");
@@ -149,78 +185,22 @@ pub(crate) async fn plaintext(pod: Arc<Enrolled>, socket: TcpStream, from: Socke
         Ok(plan) => plan,
         Err(Refusal { reason, detail, .. }) => return refuse(socket, record, reason, &detail),
     };
-    let arrival = Arrival { source: None, source_ip: downstream.ip(), plan };
-    if let Err((reason, detail)) = arrival.permit(&pod, &local, &mut record) {
+    let upstream = plan.upstream;
+    record.facts().service = plan.service;
+    let mut arrival = Arrival::new(pod, None, downstream.ip(), upstream);
+    if let Err((reason, detail)) = arrival.permit(pod, &local, &mut record).await {
         return refuse(socket, record, reason, &detail);
     }
-    match pod.deliveries().dial(pod.pod(), downstream.ip(), arrival.plan.upstream).await {
-        Ok((app, _delivery)) => {
+    match pod.deliveries().dial(pod.pod(), downstream.ip(), upstream).await {
+        Ok((app, delivery)) => {
             if let Err(error) = loam_hbone::prepare(&app, loam_hbone::KEEPALIVE) {
                 return refuse(socket, record, Reason::ConnectFailed, &error);
             }
             let record = record.open();
-            let hooks = Hooks::abort_on(arrival.end(pod.clone())).meter(record.meter());
-            record.finish(relay_plain(socket, app, hooks).await);
+            let hooks = Hooks::abort_on(arrival.end(pod.clone(), record.late())).meter(record.meter());
+            Some(Carried { record, relay: relay_plain(socket, app, hooks), delivery })
         }
-        Err(error) => {
-            let upstream = arrival.plan.upstream;
-            refuse(socket, record, connect_reason(&error), &format_args!("dial {upstream}: {error}"));
-        }
-    }
-}
-
-/// A connection that reached the pod: what policy looks at.
-struct Arrival {
-    source: Option<Identity>,
-    source_ip: IpAddr,
-    plan: Plan,
-}
-
-impl Arrival {
-    fn judge(&self, snapshot: &Snapshot, local: &Workload) -> Verdict {
-        let facts = AuthzFacts {
-            source: self.source.as_ref(),
-            source_ip: self.source_ip,
-            destination_ip: self.plan.upstream.ip(),
-            destination_port: self.plan.upstream.port(),
-        };
-        judge(snapshot, local, &facts)
-    }
-
-    /// Asks the policies, and notes in the record what they said.
-    fn permit(&self, pod: &Enrolled, local: &Workload, record: &mut Record) -> Result<(), (Reason, String)> {
-        let verdict = self.judge(&pod.proxy().mesh.load(), local);
-        let facts = record.facts();
-        facts.service = self.plan.service.clone();
-        facts.addr = self.plan.upstream;
-        facts.verdict = Some(verdict.clone());
-        match verdict {
-            Verdict::Allow => Ok(()),
-            Verdict::Deny { reason, detail, .. } => Err((reason, detail)),
-        }
-    }
-
-    /// When the connection must end although neither side wants it to: its pod or this process ends, or the policies
-    /// changed their mind.
-    fn end(&self, pod: Arc<Enrolled>) -> impl Future<Output = Reason> + Send + use<> {
-        let arrival = Self {
-            source: self.source.clone(),
-            source_ip: self.source_ip,
-            plan: Plan { upstream: self.plan.upstream, service: None },
-        };
-        async move {
-            let mut judgements = pod.judgements();
-            loop {
-                tokio::select! {
-                    reason = pod.end_of_all() => return reason,
-                    changed = judgements.changed() => if changed.is_err() { return Reason::WorkloadGone },
-                }
-                let Some(local) = pod.known_workload() else { continue };
-                if let Verdict::Deny { reason, .. } = arrival.judge(&pod.proxy().mesh.load(), &local) {
-                    return reason;
-                }
-            }
-        }
+        Err(error) => refuse(socket, record, connect_reason(&error), &format_args!("dial {upstream}: {error}")),
     }
 }
 
@@ -236,12 +216,15 @@ fn describe(
     let facts = record.facts();
     // An address that another identity speaks from is not that workload's: a waypoint or gateway stands there.
     let named = source.filter(|workload| identity.is_none_or(|identity| workload.identity == *identity));
-    facts.source = Peer { workload: named, identity: identity.cloned(), baggage: facts.source.baggage.take() };
+    // What a workload says of itself counts only where nobody else knows it.
+    let baggage = facts.source.baggage.take().filter(|_| named.is_none());
+    facts.source = Peer { workload: named, identity: identity.cloned(), baggage };
     let proven = identity.map(|_| local.identity.clone());
     facts.destination = Peer { workload: Some(local.clone()), identity: proven, baggage: None };
 }
 
-fn refuse(incoming: Incoming, record: Record, reason: Reason, error: &dyn std::fmt::Display) {
+fn refuse<T>(incoming: Box<Incoming>, record: Record, reason: Reason, error: &dyn std::fmt::Display) -> Option<T> {
     incoming.refuse(reason);
     record.refuse(reason, error);
+    None
 }

@@ -7,6 +7,8 @@ pub mod app;
 pub mod config;
 pub mod control;
 pub mod deliver;
+pub mod dns;
+pub mod endpoints;
 pub mod enrolled;
 pub mod mesh;
 pub mod metrics;

@@ -20,7 +20,8 @@ pub struct Mesh {
 
 impl Default for Mesh {
     fn default() -> Self {
-        Self { current: ArcSwap::from_pointee(Snapshot::default()), revision: watch::Sender::new(0) }
+        // Until the control plane has told of its policies, doubt denies.
+        Self { current: ArcSwap::from_pointee(Snapshot::awaiting_policies()), revision: watch::Sender::new(0) }
     }
 }
 
@@ -62,12 +63,13 @@ pub struct Feed {
     mesh: Arc<Mesh>,
     decoder: Decoder,
     metrics: Metrics,
+    policies_arrived: bool,
 }
 
 impl Feed {
     /// Feeds `mesh`.
     pub fn new(mesh: Arc<Mesh>, metrics: Metrics) -> Self {
-        Self { mesh, decoder: Decoder::default(), metrics }
+        Self { mesh, decoder: Decoder::default(), metrics, policies_arrived: false }
     }
 }
 
@@ -94,6 +96,9 @@ impl Sink for Feed {
             if update.type_url == known {
                 self.metrics.xds_message(known, bytes);
             }
+        }
+        if update.type_url == AUTHORIZATION_TYPE && !std::mem::replace(&mut self.policies_arrived, true) {
+            changes.push(Change::PoliciesArrived);
         }
         if !changes.is_empty() {
             self.mesh.apply(changes);

@@ -8,7 +8,7 @@ use loam_core::ids::Identity;
 use loam_core::reason::Reason;
 use loam_core::service::Service;
 use loam_core::workload::Workload;
-use loam_rt::metrics::{Column, Counter, EncodeLabelSet, Family, Gauge, LabelSet, Registry, Series, value};
+use loam_rt::metrics::{Column, Counter, EncodeLabelSet, Family, Gauge, IDLE_TTL, LabelSet, Registry, Series, value};
 use prometheus_client::encoding::LabelSetEncoder;
 use prometheus_client::metrics::family::Family as Fixed;
 
@@ -269,6 +269,29 @@ impl EncodeLabelSet for EndLabels {
     }
 }
 
+/// Most series about denials and about policies on trial: there are many policies, and few of them deny.
+const MAX_POLICY_SERIES: usize = 1000;
+
+/// Why a connection was denied.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct DenialLabels {
+    reason: &'static str,
+    policy: Arc<str>,
+}
+
+impl EncodeLabelSet for DenialLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        value(encoder, "reason", self.reason)?;
+        value(encoder, "policy", if self.policy.is_empty() { "none" } else { &self.policy })
+    }
+}
+
+impl LabelSet for DenialLabels {
+    fn other() -> Self {
+        Self { reason: "other", policy: "other".into() }
+    }
+}
+
 /// What a policy decided.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct VerdictLabels {
@@ -296,6 +319,8 @@ type ByName = Fixed<[(&'static str, &'static str); 1], Counter>;
 pub struct Metrics {
     traffic: Family<TrafficLabels, 5>,
     verdicts: Family<VerdictLabels, 1>,
+    denials: Family<DenialLabels, 1>,
+    dry_run: Family<VerdictLabels, 1>,
     ends: Fixed<EndLabels, Counter>,
     sockets_open: Fixed<[(&'static str, &'static str); 1], Gauge>,
     xds_messages: ByName,
@@ -336,7 +361,11 @@ impl PodMetrics {
 impl Metrics {
     /// All metrics, known to `registry`.
     pub fn new(registry: &Registry) -> Self {
+        let denials = Column { name: "loam_policy_denials", help: "Connections refused or cut by policy." };
+        let dry_run = Column { name: "loam_policy_dry_run", help: "Decisions if policies on trial were in force." };
         let metrics = Self {
+            denials: Family::with_limits([denials], IDLE_TTL, MAX_POLICY_SERIES),
+            dry_run: Family::with_limits([dry_run], IDLE_TTL, MAX_POLICY_SERIES),
             traffic: Family::new(TRAFFIC),
             verdicts: Family::new([Column { name: "loam_policy_verdicts", help: "Decisions about arrivals." }]),
             ends: Fixed::default(),
@@ -349,6 +378,8 @@ impl Metrics {
         registry.build("ztunnel", env!("CARGO_PKG_VERSION"));
         registry.family(&metrics.traffic);
         registry.family(&metrics.verdicts);
+        registry.family(&metrics.denials);
+        registry.family(&metrics.dry_run);
         registry.register("loam_connection_ends", "Connections by how they ended", metrics.ends.clone());
         registry.register("istio_tcp_sockets_open", "Connections that live", metrics.sockets_open.clone());
         registry.register("istio_xds_message", "Messages of the control plane", metrics.xds_messages.clone());
@@ -384,6 +415,18 @@ impl Metrics {
     pub fn judged(&self, verdict: &'static str, policy: Option<&Arc<str>>) {
         let policy = policy.map_or_else(Arc::default, Arc::clone);
         self.verdicts.series(&VerdictLabels { verdict, policy }).add(0, 1);
+    }
+
+    /// A connection was refused or cut.
+    pub fn denied(&self, reason: Reason, policy: Option<&Arc<str>>) {
+        let policy = policy.map_or_else(Arc::default, Arc::clone);
+        self.denials.series(&DenialLabels { reason: reason.as_str(), policy }).add(0, 1);
+    }
+
+    /// What would have been decided about an arrival if policies on trial were in force.
+    pub fn dry_run(&self, verdict: &'static str, policy: Option<&Arc<str>>) {
+        let policy = policy.map_or_else(Arc::default, Arc::clone);
+        self.dry_run.series(&VerdictLabels { verdict, policy }).add(0, 1);
     }
 
     /// The control plane sent a message of a type.

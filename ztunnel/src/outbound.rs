@@ -3,20 +3,22 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use http::StatusCode;
 use loam_core::addr::{DownstreamAddr, NextHop, OrigDst};
 use loam_core::authority::Authority;
 use loam_core::headers::baggage::Baggage;
 use loam_core::headers::forwarded::Forwarded;
 use loam_core::headers::traceparent::Traceparent;
-use loam_core::ids::Identity;
+use loam_core::ids::{Hostname, Identity};
 use loam_core::outbound::{Destination, Plan, Query, Refusal, plan};
 use loam_core::reason::Reason;
 use loam_core::workload::Workload;
-use loam_hbone::{ConnectHeaders, Hooks, OpenError, OpenRequest, Opened, TunnelKey, relay_plain};
+use loam_hbone::{ConnectHeaders, Hooks, OpenError, OpenRequest, Opened, Relay, TunnelKey, relay_plain};
 use loam_tls::HandshakeError;
 use tokio::net::TcpStream;
 
-use crate::access_log::Record;
+use crate::access_log::{OpenRecord, Record};
+use crate::endpoints::{Connection, Failure, Fault, Place, Tries, Unreached, try_endpoints};
 use crate::enrolled::Enrolled;
 use crate::metrics::{Direction, Peer};
 use crate::reach;
@@ -27,7 +29,27 @@ const MAX_CUT_HANDSHAKES: usize = 3;
 
 /// Carries one connection that `from`, in the pod, opened.
 pub(crate) async fn carry(pod: Arc<Enrolled>, socket: TcpStream, from: SocketAddr) {
-    let Ok(dialled) = socket.local_addr().map(OrigDst::new) else { return loam_hbone::reset(socket) };
+    // What leads to a carried connection is on the heap, and gone when the connection is carried.
+    if let Some(Carried { record, relay, place }) = Box::pin(establish(&pod, socket, from)).await {
+        record.finish(relay.await);
+        drop(place);
+    }
+}
+
+/// A connection that an upstream took.
+struct Carried {
+    record: OpenRecord,
+    relay: Relay,
+    /// Counts it at its endpoint while it lives.
+    place: Option<Place>,
+}
+
+/// Decides and dials; a connection that is not to be carried was refused.
+async fn establish(pod: &Arc<Enrolled>, socket: TcpStream, from: SocketAddr) -> Option<Carried> {
+    let Ok(dialled) = socket.local_addr().map(OrigDst::new) else {
+        loam_hbone::reset(socket);
+        return None;
+    };
     let downstream = DownstreamAddr::new(from);
     let mut record = pod.proxy().log.begin(Direction::Outbound, downstream, dialled);
     if let Err(error) = loam_hbone::prepare(&socket, loam_hbone::KEEPALIVE) {
@@ -37,94 +59,168 @@ pub(crate) async fn carry(pod: Arc<Enrolled>, socket: TcpStream, from: SocketAdd
         return refuse(socket, record, Reason::WorkloadUnknown, &"the mesh configuration does not have this pod");
     };
     record.facts().source.workload = Some(source.clone());
-    let decided =
-        plan(&pod.proxy().mesh.load(), &Query { source: &source, original_dst: dialled, entropy: rand::random() });
-    match decided {
-        Err(refusal) => {
-            describe(&mut record, &refusal.destination);
-            let Refusal { reason, detail, .. } = refusal;
-            refuse(socket, record, reason, &detail);
-        }
-        Ok(Plan::Direct { upstream, destination }) => {
-            describe(&mut record, &destination);
-            direct(&pod, socket, record, upstream).await;
-        }
-        Ok(Plan::Tunnel { next_hop, authority, expect, peer: _, destination }) => {
-            describe(&mut record, &destination);
-            let facts = record.facts();
-            facts.addr = next_hop.get();
-            facts.authority = Some(authority.clone());
-            facts.secured = true;
-            facts.source.identity = Some(source.identity.clone());
-            facts.destination.identity = proven(&expect, &destination);
-            let ask = Ask { next_hop, authority, expect, host: destination.service.as_ref().map(|s| &s.key.hostname) };
-            match open(&pod, &source, downstream, &ask).await {
-                Ok(opened) => {
-                    let record = record.open();
-                    let hooks = Hooks::abort_on(pod.end_of_outbound()).meter(record.meter());
-                    record.finish(opened.carry(socket, hooks).await);
-                }
-                Err((reason, error)) => refuse(socket, record, reason, &error),
-            }
-        }
-    }
-}
-
-async fn direct(pod: &Enrolled, socket: TcpStream, mut record: Record, upstream: NextHop) {
-    record.facts().addr = upstream.get();
-    match reach::dial(pod.pod(), upstream).await {
-        Ok(stream) => {
-            if let Err(error) = loam_hbone::prepare(&stream, loam_hbone::KEEPALIVE) {
-                return refuse(socket, record, Reason::ConnectFailed, &error);
-            }
+    let mut call = Call { pod, source: &source, downstream, dialled, entropy: rand::random(), record: &mut record };
+    match try_endpoints(&pod.proxy().endpoints, &mut call).await {
+        Ok((upstream, place)) => {
             let record = record.open();
             let hooks = Hooks::abort_on(pod.end_of_outbound()).meter(record.meter());
-            record.finish(relay_plain(socket, stream, hooks).await);
+            let relay = match upstream {
+                Upstream::Plain(stream) => relay_plain(socket, stream, hooks),
+                Upstream::Tunnel(opened) => opened.carry(socket, hooks),
+            };
+            Some(Carried { record, relay, place })
         }
-        Err(error) => refuse(socket, record, connect_reason(&error), &format_args!("dial {upstream}: {error}")),
+        Err(Unreached::Refused(Refusal { reason, detail, destination })) => {
+            describe(&mut record, &destination);
+            refuse(socket, record, reason, &detail)
+        }
+        Err(Unreached::Failed { reason, error }) => refuse(socket, record, reason, &error),
     }
 }
 
-/// What to ask of which peer.
-struct Ask<'a> {
-    next_hop: NextHop,
-    authority: Authority,
-    expect: Vec<Identity>,
-    host: Option<&'a loam_core::ids::Hostname>,
+/// A connection on the way to its upstream.
+struct Call<'a> {
+    pod: &'a Arc<Enrolled>,
+    source: &'a Arc<Workload>,
+    downstream: DownstreamAddr,
+    dialled: OrigDst,
+    entropy: u64,
+    record: &'a mut Record,
 }
 
-async fn open(
-    pod: &Arc<Enrolled>,
-    source: &Workload,
-    downstream: DownstreamAddr,
-    ask: &Ask<'_>,
-) -> Result<Opened, (Reason, String)> {
-    let proxy = pod.proxy();
-    let credentials =
-        proxy.identities.get(&source.identity).await.map_err(|error| (error.reason(), error.to_string()))?;
-    let key = Arc::new(TunnelKey::new(source.identity.clone(), ask.expect.clone(), ask.next_hop, pod.uid().clone()));
-    let (socket, reached) = (pod.pod().clone(), proxy.reached.clone());
-    let request = OpenRequest {
-        authority: ask.authority.clone(),
-        headers: ConnectHeaders {
-            baggage: Some(Baggage::of(source).to_string()),
-            forwarded: Some(Forwarded::new(downstream.get(), ask.host.cloned()).to_string()),
-            traceparent: Some(Traceparent::new(rand::random(), rand::random()).to_string()),
-        },
-        credentials,
-        dialer: Arc::new(move |to| reach::dial_tunnel(socket.clone(), reached.clone(), to)),
-    };
-    let mut cut = 0;
-    loop {
-        match proxy.tunnels.open(&key, &request).await {
-            Ok(opened) => return Ok(opened),
-            Err(OpenError::Tls { error, .. })
-                if matches!(*error, HandshakeError::Closed(_)) && cut < MAX_CUT_HANDSHAKES =>
-            {
-                cut += 1;
+/// Who took a connection.
+enum Upstream {
+    Plain(TcpStream),
+    Tunnel(Opened),
+}
+
+impl Connection for Call<'_> {
+    type Upstream = Upstream;
+
+    fn decide(&self, tries: &Tries) -> Result<Plan, Refusal> {
+        let proxy = self.pod.proxy();
+        let query = Query {
+            standings: &*proxy.endpoints,
+            tried: &tries.endpoints,
+            tunnels_only: tries.tunnels_only,
+            ..Query::new(self.source, self.dialled, self.entropy)
+        };
+        plan(&proxy.mesh.load(), &query)
+    }
+
+    fn describe(&mut self, plan: &Plan, number: usize) {
+        describe(self.record, plan.destination());
+        let facts = self.record.facts();
+        facts.tries = number;
+        match plan {
+            Plan::Direct { upstream, .. } => {
+                facts.addr = upstream.get();
+                facts.authority = None;
+                facts.secured = false;
+                facts.source.identity = None;
             }
-            Err(error) => return Err((error.reason(), error.to_string())),
+            Plan::Tunnel { next_hop, authority, expect, destination, .. } => {
+                facts.addr = next_hop.get();
+                facts.authority = Some(authority.clone());
+                facts.secured = true;
+                facts.source.identity = Some(self.source.identity.clone());
+                facts.destination.identity = proven(expect, destination);
+            }
         }
+    }
+
+    async fn open(&self, plan: &Plan) -> Result<Upstream, Failure> {
+        match plan {
+            Plan::Direct { upstream, .. } => self.direct(*upstream).await.map(Upstream::Plain),
+            Plan::Tunnel { next_hop, authority, expect, destination, .. } => {
+                let host = destination.service.as_ref().map(|service| service.key.hostname.clone());
+                self.tunnel(*next_hop, authority.clone(), expect.clone(), host).await.map(Upstream::Tunnel)
+            }
+        }
+    }
+}
+
+impl Call<'_> {
+    async fn direct(&self, upstream: NextHop) -> Result<TcpStream, Failure> {
+        let dialled = async {
+            let stream = reach::dial(self.pod.pod(), upstream).await?;
+            loam_hbone::prepare(&stream, loam_hbone::KEEPALIVE)?;
+            Ok(stream)
+        };
+        dialled.await.map_err(|error| Failure {
+            reason: connect_reason(&error),
+            fault: reach::fault(&error),
+            unproven: false,
+            error: format!("dial {upstream}: {error}"),
+        })
+    }
+
+    async fn tunnel(
+        &self,
+        next_hop: NextHop,
+        authority: Authority,
+        expect: Vec<Identity>,
+        host: Option<Hostname>,
+    ) -> Result<Opened, Failure> {
+        let (pod, proxy, source) = (self.pod, self.pod.proxy(), self.source);
+        let credentials = proxy.identities.get(&source.identity).await.map_err(|error| Failure {
+            reason: error.reason(),
+            fault: Fault::Final,
+            unproven: false,
+            error: error.to_string(),
+        })?;
+        let key = Arc::new(TunnelKey::new(source.identity.clone(), expect, next_hop, pod.uid().clone()));
+        let (socket, reached) = (pod.pod().clone(), proxy.reached.clone());
+        let request = OpenRequest {
+            authority,
+            headers: ConnectHeaders {
+                baggage: Some(Baggage::of(source).to_string()),
+                forwarded: Some(Forwarded::new(self.downstream.get(), host).to_string()),
+                traceparent: Some(Traceparent::new(rand::random(), rand::random()).to_string()),
+            },
+            credentials,
+            dialer: Arc::new(move |to| reach::dial_tunnel(socket.clone(), reached.clone(), to)),
+        };
+        let mut cut = 0;
+        loop {
+            match proxy.tunnels.open(&key, &request).await {
+                Ok(opened) => return Ok(opened),
+                Err(OpenError::Tls { error, .. })
+                    if matches!(*error, HandshakeError::Closed(_)) && cut < MAX_CUT_HANDSHAKES =>
+                {
+                    cut += 1;
+                }
+                Err(error) => return Err(failure(&error)),
+            }
+        }
+    }
+}
+
+fn failure(error: &OpenError) -> Failure {
+    Failure {
+        reason: error.reason(),
+        fault: fault(error),
+        unproven: matches!(error, OpenError::Tls { .. }),
+        error: error.to_string(),
+    }
+}
+
+/// Whose fault it is that there is no tunnel, or no stream in it.
+fn fault(error: &OpenError) -> Fault {
+    match error {
+        OpenError::Dial { error, .. } => reach::fault(error),
+        OpenError::Tls { error, .. } if matches!(**error, HandshakeError::Timeout) => Fault::Silence,
+        OpenError::Timeout { .. } => Fault::Silence,
+        OpenError::Tls { .. } | OpenError::Retryable { .. } | OpenError::Reset { .. } => Fault::Endpoint,
+        OpenError::Refused { status, .. } => match *status {
+            status if status.is_server_error() => Fault::Endpoint,
+            // It does not serve what we asked for: its address has passed to another workload.
+            StatusCode::BAD_REQUEST => Fault::Way,
+            // A policy there denies it, and going round a denial is not ours to do.
+            _ => Fault::Final,
+        },
+        OpenError::Full { .. } => Fault::Way,
+        OpenError::Unsendable(_) | OpenError::Closed => Fault::Final,
     }
 }
 
@@ -142,9 +238,10 @@ fn proven(expect: &[Identity], destination: &Destination) -> Option<Identity> {
     }
 }
 
-fn refuse(socket: TcpStream, record: Record, reason: Reason, error: &dyn std::fmt::Display) {
+fn refuse<T>(socket: TcpStream, record: Record, reason: Reason, error: &dyn std::fmt::Display) -> Option<T> {
     loam_hbone::reset(socket);
     record.refuse(reason, error);
+    None
 }
 
 /// How a connection ends that could not be made.

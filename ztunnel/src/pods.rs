@@ -3,20 +3,24 @@
 //! [`Pods`] is the handle, [`Link`] the task behind it, which finds the keeper again when it is lost. What has been
 //! received stays usable meanwhile: listeners, the sockets in stock, open connections.
 
+mod dns;
 mod link;
 mod pool;
 
+pub use dns::DnsSockets;
 pub use link::Link;
 
 use link::Command;
 use loam_node::message::PodRef;
-use loam_node::{Kind, ListenerKind, PodInfo};
+use loam_node::{Kind, ListenerKind, PodInfo, Resolv};
 use pool::{Pool, Take};
 use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, UdpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -183,7 +187,8 @@ impl Events {
 pub struct Pod {
     info: PodInfo,
     listeners: [Arc<TcpListener>; 3],
-    pools: [Arc<Pool>; 4],
+    dns: Option<DnsSockets>,
+    pools: [Arc<Pool>; Kind::ALL.len()],
     stay: Mutex<Stay>,
     commands: mpsc::UnboundedSender<Command>,
     status: watch::Receiver<Status>,
@@ -221,8 +226,35 @@ impl Pod {
         }
     }
 
-    /// A socket made inside the pod, neither bound nor connected.
+    /// Where its questions to name servers arrive; none if they are not captured.
+    pub fn dns(&self) -> Option<&DnsSockets> {
+        self.dns.as_ref()
+    }
+
+    /// How it resolves names by itself; none where the agent does not know.
+    pub fn resolv(&self) -> Option<&Resolv> {
+        self.info.resolv.as_ref()
+    }
+
+    /// A TCP socket made inside the pod, neither bound nor connected.
     pub async fn socket(&self, kind: Kind) -> Result<TcpSocket, SocketError> {
+        if kind.is_udp() {
+            return Err(SocketError::Refused(format!("{kind:?} is no kind of TCP socket")));
+        }
+        let fd = self.descriptor(kind).await?;
+        // Tokio takes over an unconnected socket only in the shape of a stream.
+        Ok(TcpSocket::from_std_stream(std::net::TcpStream::from(fd)))
+    }
+
+    /// A UDP socket made inside the pod, neither bound nor connected, to ask the name server at `server` with. The
+    /// kernel draws its port when it is connected; asking each question with a socket of its own keeps forged answers
+    /// out.
+    pub async fn asking_socket(&self, server: IpAddr) -> Result<UdpSocket, SocketError> {
+        let fd = self.descriptor(Kind::asking(server)).await?;
+        UdpSocket::from_std(std::net::UdpSocket::from(fd)).map_err(|error| SocketError::Refused(error.to_string()))
+    }
+
+    async fn descriptor(&self, kind: Kind) -> Result<OwnedFd, SocketError> {
         let Some(pool) = self.pools.iter().find(|pool| pool.kind() == kind) else {
             return Err(SocketError::Refused(format!("{kind:?} is no kind of socket")));
         };
@@ -230,16 +262,14 @@ impl Pod {
         if let Some(count) = need {
             self.need(pool, count);
         }
-        let fd = match taken {
-            Take::Ready(fd) => fd,
+        match taken {
+            Take::Ready(fd) => Ok(fd),
             Take::Wait(waiting) => match tokio::time::timeout(SOCKET_TIMEOUT, waiting).await {
-                Ok(Ok(supplied)) => supplied?,
-                Ok(Err(_)) => return Err(SocketError::Refused("the pool is gone".into())),
-                Err(_) => return Err(SocketError::Timeout(self.status.borrow().clone())),
+                Ok(Ok(supplied)) => supplied,
+                Ok(Err(_)) => Err(SocketError::Refused("the pool is gone".into())),
+                Err(_) => Err(SocketError::Timeout(self.status.borrow().clone())),
             },
-        };
-        // Tokio takes over an unconnected socket only in the shape of a stream.
-        Ok(TcpSocket::from_std_stream(std::net::TcpStream::from(fd)))
+        }
     }
 
     fn need(&self, pool: &Arc<Pool>, count: usize) {

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +12,8 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::CONNECT_TIMEOUT;
-use crate::pods::Pod;
+use crate::endpoints::Fault;
+use crate::pods::{Pod, SocketError};
 
 /// How long a refusal by a peer that never answered on its HBONE port is doubted: the mesh knows it as enrolled, but
 /// its node may be in the middle of it.
@@ -43,6 +45,28 @@ impl Reached {
             peers.clear();
         }
         peers.insert(peer);
+    }
+
+    /// Forgets the peers at these addresses: others are there, or nobody.
+    pub(crate) fn forget(&self, addresses: &HashSet<IpAddr>) {
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        peers.retain(|peer| !addresses.contains(&peer.ip()));
+    }
+}
+
+/// Whose fault it is that a dial failed.
+pub(crate) fn fault(error: &io::Error) -> Fault {
+    if error.get_ref().is_some_and(|inner| inner.is::<SocketError>()) {
+        return Fault::Final;
+    }
+    match error.kind() {
+        io::ErrorKind::TimedOut => Fault::Silence,
+        io::ErrorKind::ConnectionRefused
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::HostUnreachable
+        | io::ErrorKind::NetworkUnreachable => Fault::Endpoint,
+        // Such as ports that are all in use towards this one address.
+        _ => Fault::Way,
     }
 }
 

@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use loam_hbone::Meter;
 use serde::Serialize;
 
-use super::{Bytes, Facts};
-use crate::metrics::Traffic;
+use super::{Bytes, Denial, Facts};
+use crate::metrics::{Peer, Traffic};
 
 /// Most connections in one listing. A node carries many more; nobody reads them.
 pub const MAX_LISTED: usize = 1000;
@@ -25,13 +25,15 @@ pub(super) struct Living {
     pub(super) facts: Facts,
     pub(super) meter: Arc<Meter>,
     pub(super) traffic: Traffic,
+    /// Why policies end it.
+    pub(super) denial: OnceLock<Box<Denial>>,
     /// What of `meter` is in `traffic`; written under the lock of the connection's shard, or after it left.
     folded: [AtomicU64; 2],
 }
 
 impl Living {
     pub(super) fn new(id: u64, began: Instant, facts: Facts, traffic: Traffic) -> Self {
-        Self { id, began, facts, meter: Arc::default(), traffic, folded: Default::default() }
+        Self { id, began, facts, meter: Arc::default(), traffic, denial: OnceLock::new(), folded: Default::default() }
     }
 
     /// Bytes so far.
@@ -124,7 +126,7 @@ pub struct ConnectionView {
 }
 
 /// One end of it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 #[expect(missing_docs, reason = "the fields are those of the access log")]
 pub struct PeerView {
     pub addr: String,
@@ -136,20 +138,23 @@ pub struct PeerView {
     pub identity: Option<String>,
 }
 
+impl PeerView {
+    pub(super) fn of(addr: impl ToString, peer: &Peer) -> Self {
+        let (workload, namespace, _) = peer.names();
+        let identity = peer.identity.as_ref().map(ToString::to_string);
+        Self { addr: addr.to_string(), workload: workload.to_owned(), namespace: namespace.to_owned(), identity }
+    }
+}
+
 impl ConnectionView {
     fn of(living: &Living) -> Self {
         let facts = &living.facts;
         let bytes = living.bytes();
-        let view = |addr: String, peer: &crate::metrics::Peer| {
-            let (workload, namespace, _) = peer.names();
-            let identity = peer.identity.as_ref().map(ToString::to_string);
-            PeerView { addr, workload: workload.to_owned(), namespace: namespace.to_owned(), identity }
-        };
         Self {
             id: living.id,
             direction: facts.direction.as_str(),
-            src: view(facts.downstream.to_string(), &facts.source),
-            dst: view(facts.addr.to_string(), &facts.destination),
+            src: PeerView::of(facts.downstream, &facts.source),
+            dst: PeerView::of(facts.addr, &facts.destination),
             hbone_addr: facts.authority.as_ref().map(ToString::to_string),
             service: facts.service.as_ref().map(|service| service.key.hostname.to_string()),
             bytes_sent: bytes.to_upstream,

@@ -158,13 +158,56 @@ fn a_denial_names_its_policy() {
     let bench = Bench::new("");
     let mut record = bench.begin(Direction::Inbound);
     let detail = "denied by policy back/no-shop";
-    record.facts().verdict =
-        Some(Verdict::Deny { reason: Reason::Denied, policy: Some("back/no-shop".into()), detail: detail.into() });
+    record.facts().verdict = Some(Verdict::Deny { reason: Reason::Denied, policy: Some("back/no-shop".into()) });
     record.refuse(Reason::Denied, detail);
     let lines = bench.lines();
     assert!(lines[0].ends_with("reason=\"denied\" policy=\"back/no-shop\" verdict=\"deny\""), "{lines:?}");
     assert_eq!(bench.sum("loam_policy_verdicts_total", "policy=\"back/no-shop\""), 1);
+    assert_eq!(bench.sum("loam_policy_denials_total", "reason=\"denied\",policy=\"back/no-shop\""), 1);
     assert_eq!(bench.sum("istio_tcp_connections_failed_total", "response_flags=\"DENY\""), 1);
+}
+
+#[test]
+fn a_connection_that_is_cut_tells_of_the_policy_that_changed_its_mind() {
+    let bench = Bench::new("");
+    let mut record = bench.begin(Direction::Inbound);
+    record.facts().verdict = Some(Verdict::Allow);
+    let record = record.open();
+    let late = Verdict::Deny { reason: Reason::Denied, policy: Some("back/late".into()) };
+    let reason = record.late().deny(late, "denied by policy back/late".into());
+    record.finish(outcome(Ending::Aborted(reason)));
+    let lines = bench.lines();
+    let end = "error=\"denied by policy back/late\" conn_id=1 reason=\"denied\" policy=\"back/late\" verdict=\"deny\"";
+    assert!(lines[0].ends_with(end), "{lines:?}");
+    assert_eq!(bench.sum("loam_policy_denials_total", "reason=\"denied\",policy=\"back/late\""), 1);
+    let denials = bench.log.denials(10);
+    assert_eq!((denials.len(), denials[0].cut, denials[0].policy.as_deref()), (1, true, Some("back/late")));
+}
+
+#[test]
+fn a_connection_that_ends_in_the_moment_it_is_to_be_cut_ended_by_itself() {
+    let bench = Bench::new("");
+    let mut record = bench.begin(Direction::Inbound);
+    record.facts().verdict = Some(Verdict::Allow);
+    let record = record.open();
+    record.late().deny(Verdict::Deny { reason: Reason::Denied, policy: None }, "no policy allows it".into());
+    record.finish(outcome(Ending::Finished));
+    assert!(bench.lines()[0].ends_with("conn_id=1 verdict=\"allow\""), "{:?}", bench.lines());
+    assert!(bench.log.denials(10).is_empty());
+}
+
+#[test]
+fn policies_on_trial_are_told_beside_the_verdict() {
+    let bench = Bench::new("");
+    let mut record = bench.begin(Direction::Inbound);
+    record.facts().verdict = Some(Verdict::Allow);
+    let trial = Verdict::Deny { reason: Reason::Denied, policy: Some("back/trial".into()) };
+    record.facts().dry_run = Some(Box::new(trial));
+    record.open().finish(outcome(Ending::Finished));
+    let end = "verdict=\"allow\" dry_run.policy=\"back/trial\" dry_run.verdict=\"deny\"";
+    assert!(bench.lines()[0].ends_with(end), "{:?}", bench.lines());
+    assert_eq!(bench.sum("loam_policy_dry_run_total", "verdict=\"deny\",policy=\"back/trial\""), 1);
+    assert_eq!(bench.sum("loam_policy_denials_total", ""), 0);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The connection to the keeper, made again whenever it is lost.
 
 use super::pool::Pool;
-use super::{Pod, Pods, Status, Stay};
+use super::{DnsSockets, Pod, Pods, Status, Stay};
 use loam_node::message::{
     AddPod, FromZtunnel, Held, Hello, Leaving, Need, PodAck, PodDrained, PodRef, Serving, Sockets, ToZtunnel, VERSION,
     Welcome, cut, from_ztunnel, to_ztunnel,
@@ -247,8 +247,7 @@ impl Session {
     /// Offers the listeners we hold to a keeper that may not have them.
     fn offer_held(&mut self, pods: &Pods) {
         for pod in pods.all() {
-            let clones: io::Result<Vec<OwnedFd>> =
-                pod.listeners.iter().map(|listener| listener.as_fd().try_clone_to_owned()).collect();
+            let clones: io::Result<Vec<OwnedFd>> = sockets(&pod).map(|socket| socket.try_clone_to_owned()).collect();
             match clones {
                 Ok(fds) => self.say(from_ztunnel::Said::Held(Held { uid: pod.uid().into() }), fds),
                 Err(error) => tracing::warn!(%error, pod = %pod.info, "listeners cannot be offered to the keeper"),
@@ -346,7 +345,7 @@ impl Session {
         Ok(())
     }
 
-    fn add(&mut self, incarnation: u64, info: PodInfo, fds: Vec<OwnedFd>, link: &mut Link) -> Result<(), End> {
+    fn add(&mut self, incarnation: u64, info: PodInfo, mut fds: Vec<OwnedFd>, link: &mut Link) -> Result<(), End> {
         self.named.insert(info.uid.clone());
         let pod_ref = PodRef { uid: info.uid.clone(), incarnation };
         let former = link.pods.view.borrow().pods.get(&info.uid).cloned();
@@ -365,10 +364,13 @@ impl Session {
             let mut stay = former.stay();
             stay.removed = stay.keeper == self.keeper && stay.pod.incarnation != incarnation;
         }
+        let dns = fds.split_off(fds.len().min(ListenerKind::ALL.len()));
         let listeners = adopt(fds).map_err(End::Listener)?;
+        let dns = DnsSockets::adopt(dns).map_err(End::Listener)?;
         let pod = Arc::new(Pod {
             info,
             listeners,
+            dns,
             pools: Kind::ALL.map(|kind| Arc::new(Pool::new(kind))),
             stay: Mutex::new(Stay { keeper: self.keeper, pod: pod_ref, ack: None, removed: false }),
             commands: link.pods.commands.clone(),
@@ -468,10 +470,16 @@ async fn send_first(socket: &Socket, queue: &VecDeque<(FromZtunnel, Vec<OwnedFd>
     socket.send_message(message, &fds).await
 }
 
-/// Whether these are the listeners that a pod has already.
+/// The sockets that came with a pod, in their order.
+fn sockets(pod: &Pod) -> impl Iterator<Item = BorrowedFd<'_>> {
+    let listeners = pod.listeners.iter().map(|listener| listener.as_fd());
+    listeners.chain(pod.dns.iter().flat_map(DnsSockets::fds))
+}
+
+/// Whether these are the sockets that a pod has already.
 fn same_sockets(pod: &Pod, fds: &[OwnedFd]) -> bool {
-    let same = |(ours, theirs): (&Arc<TcpListener>, &OwnedFd)| matches!((socket_cookie(ours.as_ref()), socket_cookie(theirs)), (Ok(ours), Ok(theirs)) if ours == theirs);
-    pod.listeners.len() == fds.len() && pod.listeners.iter().zip(fds).all(same)
+    let same = |(ours, theirs): (BorrowedFd<'_>, &OwnedFd)| matches!((socket_cookie(ours), socket_cookie(theirs)), (Ok(ours), Ok(theirs)) if ours == theirs);
+    sockets(pod).count() == fds.len() && sockets(pod).zip(fds).all(same)
 }
 
 fn adopt(fds: Vec<OwnedFd>) -> io::Result<[Arc<TcpListener>; 3]> {

@@ -74,8 +74,8 @@ impl Keeper {
         self.socket.send_message(&ToZtunnel::from(said), fds).await.unwrap();
     }
 
-    async fn add(&self, uid: &str, incarnation: u64, listeners: &[OwnedFd; 3]) {
-        let fds = listeners.each_ref().map(|fd| fd.as_fd());
+    async fn add(&self, uid: &str, incarnation: u64, sockets: &[OwnedFd]) {
+        let fds: Vec<BorrowedFd<'_>> = sockets.iter().map(|fd| fd.as_fd()).collect();
         self.say(to_ztunnel::Said::AddPod(AddPod { incarnation, info: Some(info(uid)) }), &fds).await;
     }
 
@@ -94,7 +94,11 @@ impl Keeper {
     /// Hears a need and answers it with that many sockets, or as many as given.
     async fn supply(&self, count: Option<u32>) -> Need {
         let need = self.need().await;
-        let sockets: Vec<OwnedFd> = (0..count.unwrap_or(need.count)).map(|_| unconnected()).collect();
+        let make = || match need.kind() {
+            Kind::Ask4 | Kind::Ask6 => datagram(),
+            _ => unconnected(),
+        };
+        let sockets: Vec<OwnedFd> = (0..count.unwrap_or(need.count)).map(|_| make()).collect();
         let fds: Vec<BorrowedFd<'_>> = sockets.iter().map(|fd| fd.as_fd()).collect();
         self.answer(&need, "", &fds).await;
         need
@@ -121,6 +125,8 @@ fn info(uid: &str) -> PodInfo {
         service_account: "web".into(),
         node: "n1".into(),
         addresses: vec![],
+        dns: false,
+        resolv: None,
     }
 }
 
@@ -135,6 +141,18 @@ fn listeners() -> [OwnedFd; 3] {
 fn unconnected() -> OwnedFd {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM.nonblocking(), None).unwrap();
     socket.into()
+}
+
+fn datagram() -> OwnedFd {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM.nonblocking(), None).unwrap();
+    socket.into()
+}
+
+/// Listeners, and the sockets for names of one family.
+fn listeners_and_dns() -> Vec<OwnedFd> {
+    let udp = || OwnedFd::from(std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+    let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap().into();
+    listeners().into_iter().chain([udp(), udp(), tcp]).collect()
 }
 
 async fn added(events: &mut Events) -> Arc<Pod> {
@@ -216,6 +234,54 @@ async fn the_first_socket_brings_a_batch_and_the_next_are_in_stock() {
     let (socket, need) = tokio::join!(pod.socket(Kind::In6), keeper.supply(None));
     assert_eq!((need.kind, need.count), (Kind::In6 as i32, 16));
     socket.unwrap();
+}
+
+#[tokio::test]
+async fn the_sockets_for_a_pods_names_come_with_it_and_are_offered_to_the_next_keeper() {
+    let rig = Rig::new();
+    let mut events = rig.pods.subscribe();
+    let fds = listeners_and_dns();
+    let keeper = rig.keeper(1).await;
+    keeper.add("a", 7, &fds).await;
+    keeper.snapshot_sent().await;
+    let pod = added(&mut events).await;
+    let dns = pod.dns().unwrap();
+    assert_eq!((dns.udp.len(), dns.tcp.len()), (2, 1));
+    let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    for socket in &dns.udp {
+        client.send_to(b"?", socket.local_addr().unwrap()).unwrap();
+        assert_eq!(socket.recv_from(&mut [0; 8]).await.unwrap(), (1, client.local_addr().unwrap()));
+    }
+    drop(keeper);
+    let next = rig.keeper(2).await;
+    let (message, held) = next.socket.recv_message::<FromZtunnel>().await.unwrap().unwrap();
+    assert!(matches!(message.said, Some(from_ztunnel::Said::Held(_))), "{message:?}");
+    assert_eq!(held.len(), fds.len());
+    next.add("a", 1, &held).await;
+    next.snapshot_sent().await;
+    quiet(&rig, &mut events).await;
+    next.add("a", 2, &held[..3]).await;
+    removed(&mut events).await;
+    assert!(added(&mut events).await.dns().is_none());
+}
+
+#[tokio::test]
+async fn a_socket_to_ask_a_server_with_is_udp_and_one_to_dial_with_is_not() {
+    let rig = Rig::new();
+    let mut events = rig.pods.subscribe();
+    let keeper = rig.keeper(1).await;
+    keeper.add("a", 7, &listeners()).await;
+    let pod = added(&mut events).await;
+    assert!(pod.dns().is_none());
+    let server = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let addr = server.local_addr().unwrap();
+    let (socket, need) = tokio::join!(pod.asking_socket(addr.ip()), keeper.supply(None));
+    assert_eq!(need.kind(), Kind::Ask4);
+    let socket = socket.unwrap();
+    socket.connect(addr).await.unwrap();
+    socket.send(b"?").await.unwrap();
+    assert_eq!(server.recv_from(&mut [0; 8]).unwrap(), (1, socket.local_addr().unwrap()));
+    assert!(matches!(pod.socket(Kind::Ask4).await, Err(SocketError::Refused(_))));
 }
 
 #[tokio::test]
