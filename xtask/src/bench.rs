@@ -2,13 +2,17 @@
 //! to. Ratios mean something on any machine; absolute figures are this machine's alone.
 
 mod cost;
+mod decide;
 mod goal;
 mod idle;
+mod istio;
 mod learn;
 mod load;
+mod other;
 mod outcome;
 mod stage;
 mod statistics;
+mod versus;
 mod workload;
 
 use std::fs;
@@ -20,11 +24,9 @@ use loam_tests::{Lab, bin, sweep};
 
 use crate::term::{Term, seconds};
 use crate::{build, root, setup};
+use other::{Kind, Other};
 use outcome::{Document, Outcome, Settings};
 use stage::Stage;
-
-/// Names the program of another ztunnel, to be measured in the same run.
-const OTHER_VARIABLE: &str = "LOAM_BENCH_ZTUNNEL";
 
 /// Samples of each variant.
 const RUNS: u32 = 3;
@@ -65,7 +67,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     for path in sweep::sweep() {
         println!("removed what a killed lab left in {}", path.display());
     }
-    bin::choose_dir(build::released_programs(term)?)?;
+    // Programs that somebody points at are measured as they are.
+    if std::env::var_os(bin::DIR_VARIABLE).is_none() {
+        bin::choose_dir(build::released_programs(term)?)?;
+    }
 
     let start = Instant::now();
     let lab = Lab::new()?;
@@ -85,7 +90,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 /// Everything that can be measured.
 fn names() -> Vec<&'static str> {
     let traffic = workload::ALL.iter().map(|w| w.name);
-    [idle::NAME].into_iter().chain(traffic).chain([learn::NAME]).collect()
+    let decisions = decide::ALL.iter().map(|d| d.name);
+    [idle::NAME].into_iter().chain(traffic).chain([learn::NAME]).chain(decisions).collect()
 }
 
 fn measure(term: Term, lab: &Lab, arguments: &Arguments) -> Result<Outcome> {
@@ -94,10 +100,17 @@ fn measure(term: Term, lab: &Lab, arguments: &Arguments) -> Result<Outcome> {
         runs: arguments.runs.unwrap_or(if arguments.quick { QUICK_RUNS } else { RUNS }),
         sample: if arguments.quick { QUICK_SAMPLE } else { SAMPLE },
         quick: arguments.quick,
-        other: other(term, lab)?,
+        other: Other::find(lab)?,
     };
+    if settings.other.as_ref().is_some_and(|other| matches!(other.kind, Kind::Istio { .. })) {
+        setup::ensure_nft()?;
+    }
     term.heading("Two nodes in a network of their own, a client and a server");
-    let stage = term.step("plain pair, and a pair in the mesh", || Stage::set(lab, settings.other.as_deref()))?;
+    let what = match &settings.other {
+        None => "plain pair, and a pair in the mesh".to_owned(),
+        Some(other) => format!("plain pair, a pair in the mesh, and a pair of {}", other.name()),
+    };
+    let stage = term.step(&what, || Stage::set(lab, settings.other.as_ref()))?;
     let mut outcome = Outcome::new(settings.clone());
 
     term.heading(&format!(
@@ -120,22 +133,10 @@ fn measure(term: Term, lab: &Lab, arguments: &Arguments) -> Result<Outcome> {
     if wanted(learn::NAME) {
         outcome.learned = learn::measure(term, lab, &settings)?;
     }
-    Ok(outcome)
-}
-
-/// The other ztunnel, when there is one and our keeper can drive it.
-fn other(term: Term, lab: &Lab) -> Result<Option<PathBuf>> {
-    let Some(program) = std::env::var_os(OTHER_VARIABLE).map(PathBuf::from) else { return Ok(None) };
-    let program = fs::canonicalize(&program).with_context(|| format!("{OTHER_VARIABLE}={}", program.display()))?;
-    let path = program.to_str().context("the path of the other ztunnel is not text")?;
-    let help = lab.run(&[path, "--help"])?;
-    if stage::is_driven_like_ours(&help.stdout) {
-        return Ok(Some(program));
+    for decision in decide::ALL.iter().filter(|d| wanted(d.name)) {
+        outcome.decided.push(decide::measure(term, decision)?);
     }
-    let why = "it does not take its pods from this keeper (its --help knows no --run-dir and --xds-address)";
-    println!("{}", term.bad(&format!("{path} is left out: {why}.")));
-    println!("Istio's ztunnel makes its own sockets in the pods, for which this lab has no stage.");
-    Ok(None)
+    Ok(outcome)
 }
 
 fn write(file: &Path, document: &Document<'_>) -> Result<()> {

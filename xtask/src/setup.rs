@@ -44,6 +44,9 @@ const LOAD_NEEDS: [Need; 2] = [
     Need { what: "wrk", found: || host::finds_program("wrk"), package: "wrk" },
 ];
 
+/// What brings connections to a ztunnel that does not do so itself; only `bench` with Istio's needs it.
+const NAT_NEEDS: [Need; 1] = [Need { what: "nft", found: || host::finds_program("nft"), package: "nftables" }];
+
 fn missing(needs: &[Need]) -> Vec<&Need> {
     needs.iter().filter(|need| !(need.found)()).collect()
 }
@@ -56,6 +59,11 @@ pub(crate) fn ensure() -> Result<()> {
 /// Makes sure that there is what makes load.
 pub(crate) fn ensure_load() -> Result<()> {
     ensure_each(&LOAD_NEEDS)
+}
+
+/// Makes sure that there is what brings connections to Istio's ztunnel.
+pub(crate) fn ensure_nft() -> Result<()> {
+    ensure_each(&NAT_NEEDS)
 }
 
 fn ensure_each(needs: &[Need]) -> Result<()> {

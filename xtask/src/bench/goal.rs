@@ -18,6 +18,8 @@ pub(crate) enum Metric {
     PerConnectionKb,
     /// Megabytes of one ztunnel.
     Megabytes,
+    /// Nanoseconds of a decision.
+    Nanoseconds,
 }
 
 /// A bound on a figure: throughput from below, cost from above.
@@ -53,7 +55,8 @@ impl Goal {
             | Metric::OwnPerRequest
             | Metric::MedianMs
             | Metric::PerConnectionKb
-            | Metric::Megabytes => measured <= self.bound,
+            | Metric::Megabytes
+            | Metric::Nanoseconds => measured <= self.bound,
         }
     }
 
@@ -67,6 +70,7 @@ impl Goal {
             Metric::MedianMs => format!("p50 <= {bound} ms"),
             Metric::PerConnectionKb => format!("<= {bound} kB each"),
             Metric::Megabytes => format!("<= {bound} MB"),
+            Metric::Nanoseconds => format!("<= {bound} ns"),
         }
     }
 

@@ -46,7 +46,7 @@ pub(crate) struct Idle {
 pub(crate) fn measure(stage: &Stage) -> Result<Vec<Idle>> {
     let mut all = Vec::new();
     for variant in &stage.variants {
-        if stage.nodes(variant)?.is_empty() {
+        if stage.ztunnels(variant)?.is_empty() {
             continue;
         }
         let levels = COUNTS.iter().map(|&count| level(stage, variant, count));
@@ -57,8 +57,8 @@ pub(crate) fn measure(stage: &Stage) -> Result<Vec<Idle>> {
 }
 
 fn level(stage: &Stage, variant: &Variant, count: u64) -> Result<Level> {
-    let nodes = stage.nodes(variant)?;
-    let memory = |at: usize| Memory::of(nodes[at].ztunnel().process());
+    let ztunnels = stage.ztunnels(variant)?;
+    let memory = |at: usize| Memory::of(&ztunnels[at]);
     if count == 0 {
         return Ok(Level { connections: 0, client: memory(0)?, server: memory(1)? });
     }

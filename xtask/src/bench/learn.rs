@@ -11,8 +11,10 @@ use serde::Serialize;
 
 use super::cost::Memory;
 use super::goal::{Goal, Metric};
+use super::istio;
+use super::other::{Kind, path_text as text};
 use super::outcome::Settings;
-use super::stage::{OTHER, OURS};
+use super::stage::OURS;
 use crate::term::Term;
 
 pub(crate) const NAME: &str = "learn";
@@ -55,6 +57,13 @@ impl Learned {
     }
 }
 
+/// A ztunnel that shall learn.
+struct Learner<'a> {
+    variant: &'static str,
+    program: &'a Path,
+    kind: &'a Kind,
+}
+
 /// Measures every size with every ztunnel, each with a fresh one on a node of its own.
 pub(crate) fn measure(term: Term, lab: &Lab, settings: &Settings) -> Result<Vec<Learned>> {
     let node = lab.add_node()?;
@@ -63,30 +72,31 @@ pub(crate) fn measure(term: Term, lab: &Lab, settings: &Settings) -> Result<Vec<
     // The feeder asks nobody who they are, but a ztunnel does not start to speak without a token.
     fs::write(node.dir().join("token"), "bench")?;
     let ours = bin::path("loam-ztunnel")?;
-    let programs = [(OURS, Some(ours.as_path())), (OTHER, settings.other.as_deref())];
+    let ours = Learner { variant: OURS, program: &ours, kind: &Kind::LikeOurs };
+    let other = settings.other.as_ref();
+    let other = other.map(|o| Learner { variant: o.name(), program: &o.program, kind: &o.kind });
     let sizes = &SIZES[..SIZES.len() - usize::from(settings.quick)];
     let mut all = Vec::new();
     for &workloads in sizes {
-        for (variant, program) in programs.iter().filter_map(|&(variant, program)| Some((variant, program?))) {
-            let what = format!("{variant} learns a mesh of {workloads} workloads");
-            all.push(term.step(&what, || learn(lab, &node, variant, program, workloads))?);
+        for learner in std::iter::once(&ours).chain(&other) {
+            let what = format!("{} learns a mesh of {workloads} workloads", learner.variant);
+            all.push(term.step(&what, || learn(lab, &node, learner, workloads))?);
         }
     }
     Ok(all)
 }
 
-fn learn(lab: &Lab, node: &Node, variant: &'static str, program: &Path, workloads: u32) -> Result<Learned> {
+fn learn(lab: &Lab, node: &Node, learner: &Learner<'_>, workloads: u32) -> Result<Learned> {
     let data = lab.work().join("feed");
     let (listen, count) = (format!("{FABRIC_V4}:{PORT}"), workloads.to_string());
     let tool = bin::path("loam-lab")?;
-    let command = [text(&tool)?, "feed", "--listen", &listen, "--data-dir", text(&data)?, "--workloads", &count];
-    let feeder = lab.spawn("feed", &command)?;
+    let feed = [text(&tool)?, "feed", "--listen", &listen, "--data-dir", text(&data)?, "--workloads", &count];
+    let feeder = lab.spawn("feed", &feed)?;
     feeder.wait_for_output("serving", FEED_TIMEOUT)?;
     let bytes = parse_served(&feeder.stdout()).context("the feeder does not say how much it serves")?;
 
-    let (run_dir, token, root) = (node.dir().join("run"), node.dir().join("token"), data.join("root-cert.pem"));
-    let mut command = vec![text(program)?, "--node", node.name(), "--run-dir", text(&run_dir)?];
-    command.extend(["--xds-address", &listen, "--ca-root", text(&root)?, "--token", text(&token)?]);
+    let command = command(learner, node, &listen, &data.join("root-cert.pem"))?;
+    let command: Vec<&str> = command.iter().map(String::as_str).collect();
     let start = Instant::now();
     let ztunnel = node.spawn("ztunnel", &command)?;
     let learned = wait_until_learned(node, &ztunnel, bytes, start);
@@ -95,11 +105,39 @@ fn learn(lab: &Lab, node: &Node, variant: &'static str, program: &Path, workload
         let cpu_seconds = ztunnel.cpu_time()?.as_secs_f64();
         std::thread::sleep(SETTLE);
         let memory = Memory::of(&ztunnel)?;
-        Ok(Learned { variant, workloads, megabytes: bytes / 1e6, seconds, cpu_seconds, memory })
+        Ok(Learned { variant: learner.variant, workloads, megabytes: bytes / 1e6, seconds, cpu_seconds, memory })
     });
     ztunnel.kill()?;
     feeder.kill()?;
     result
+}
+
+/// How a ztunnel that carries nothing is told where its configuration comes from.
+fn command(learner: &Learner<'_>, node: &Node, from: &str, root: &Path) -> Result<Vec<String>> {
+    let program = learner.program;
+    match learner.kind {
+        Kind::LikeOurs => {
+            let (run_dir, token) = (node.dir().join("run"), node.dir().join("token"));
+            let mut command = vec![text(program)?, "--node", node.name(), "--run-dir", text(&run_dir)?];
+            command.extend(["--xds-address", from, "--ca-root", text(root)?, "--token", text(&token)?]);
+            Ok(command.into_iter().map(str::to_owned).collect())
+        }
+        Kind::Istio { .. } => {
+            let (from, root) = (format!("https://{from}"), text(root)?);
+            let settings = [
+                // Nobody has pods for it, for which it would wait in its usual mode.
+                ("PROXY_MODE", "dedicated"),
+                ("PROXY_WORKLOAD_INFO", "bench/nobody/nobody"),
+                ("NODE_NAME", node.name()),
+                ("XDS_ADDRESS", &from),
+                ("XDS_ROOT_CA", root),
+                ("CA_ADDRESS", &from),
+                ("CA_ROOT_CA", root),
+                ("AUTH_TOKEN", "bench"),
+            ];
+            istio::command(program, &settings)
+        }
+    }
 }
 
 fn wait_until_learned(node: &Node, ztunnel: &Process, bytes: f64, start: Instant) -> Result<()> {
@@ -120,10 +158,6 @@ fn wait_until_learned(node: &Node, ztunnel: &Process, bytes: f64, start: Instant
 
 fn parse_served(said: &str) -> Option<f64> {
     said.lines().find_map(|l| l.strip_prefix("serving ")?.strip_suffix(" bytes"))?.parse().ok()
-}
-
-fn text(path: &Path) -> Result<&str> {
-    path.to_str().with_context(|| format!("{} is not text", path.display()))
 }
 
 #[cfg(test)]

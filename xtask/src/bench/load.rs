@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use loam_tests::report::Paced;
+use anyhow::{Context, Result, bail, ensure};
+use loam_tests::report::{Lookups, Paced};
 use loam_tests::{Pod, Process};
 use serde::Deserialize;
 
-use super::stage::{BULK, Variant, WEB};
+use super::stage::{BULK, NAME_SERVER, Variant, WEB};
 
 /// How much longer than its load a tool may take to begin and end.
 const SLACK: Duration = Duration::from_secs(15);
@@ -69,6 +69,15 @@ pub(crate) fn paced(client: &Pod, server: &Pod, per_second: u32, time: Duration)
         Some(error) => bail!("after {} answers: {error}", paced.answered),
         None => Ok(paced),
     }
+}
+
+/// As many questions for the variant's service as are answered.
+pub(crate) fn lookups(variant: &Variant, parallel: usize, time: Duration) -> Result<Lookups> {
+    let (name, parallel, seconds) = (variant.service(), parallel.to_string(), time.as_secs_f64().to_string());
+    let arguments = ["lookups", NAME_SERVER, "--name", &name, "--parallel", &parallel, "--seconds", &seconds];
+    let lookups: Lookups = finish(&variant.client.tool(&arguments)?, time)?.report()?;
+    ensure!(lookups.answered > 0, "no question for {name} was answered: {:?}", lookups.failures);
+    Ok(lookups)
 }
 
 /// Both tools know whole seconds only.

@@ -1,15 +1,17 @@
 //! Everything that was measured, as a table and as JSON.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
+use super::decide::Decided;
 use super::goal::{Goal, Judged, Metric};
 use super::idle::{self, Idle};
 use super::learn::{self, Learned};
-use super::stage::PLAIN;
+use super::other::Other;
+use super::stage::{OURS, PLAIN};
 use super::statistics::Spread;
+use super::versus::{self, Versus};
 use super::workload::{Sample, Samples, Series};
 use crate::term::Term;
 
@@ -23,8 +25,7 @@ pub(crate) struct Settings {
     #[serde(serialize_with = "in_seconds")]
     pub(crate) sample: Duration,
     pub(crate) quick: bool,
-    /// Program of another ztunnel.
-    pub(crate) other: Option<PathBuf>,
+    pub(crate) other: Option<Other>,
 }
 
 fn in_seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
@@ -46,6 +47,7 @@ pub(crate) struct Outcome {
     pub(crate) traffic: Vec<Series>,
     pub(crate) idle: Vec<Idle>,
     pub(crate) learned: Vec<Learned>,
+    pub(crate) decided: Vec<Decided>,
 }
 
 /// The figures with what follows from them.
@@ -54,6 +56,7 @@ pub(crate) struct Document<'a> {
     #[serde(flatten)]
     outcome: &'a Outcome,
     of_plain: Vec<OfPlain>,
+    versus: Vec<Versus>,
     goals: Vec<Judged>,
 }
 
@@ -86,7 +89,7 @@ impl Series {
             Metric::OfPlain => self.of_plain(samples).map(|ratio| ratio.median),
             Metric::OwnPerGigabyte | Metric::OwnPerRequest => median(samples, |s| Some(s.own_cost)),
             Metric::MedianMs => median(samples, |s| s.p50_ms),
-            Metric::PerConnectionKb | Metric::Megabytes => None,
+            Metric::PerConnectionKb | Metric::Megabytes | Metric::Nanoseconds => None,
         };
         goal.judge(self.workload.name, samples.variant, measured)
     }
@@ -102,7 +105,8 @@ impl Outcome {
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let machine = Machine { processors, kernel: kernel.trim().to_owned() };
-        Self { machine, settings, traffic: Vec::new(), idle: Vec::new(), learned: Vec::new() }
+        let (traffic, idle, learned, decided) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { machine, settings, traffic, idle, learned, decided }
     }
 
     /// What is written as JSON.
@@ -114,7 +118,11 @@ impl Outcome {
                 ratio: series.of_plain(samples),
             })
         });
-        Document { outcome: self, of_plain: of_plain.collect(), goals: self.goals() }
+        Document { outcome: self, of_plain: of_plain.collect(), versus: self.versus(), goals: self.goals() }
+    }
+
+    fn versus(&self) -> Vec<Versus> {
+        self.traffic.iter().filter_map(Versus::of).collect()
     }
 
     fn goals(&self) -> Vec<Judged> {
@@ -122,7 +130,8 @@ impl Outcome {
             series.meshed().flat_map(|samples| series.workload.goals.iter().map(|&goal| series.judge(goal, samples)))
         });
         let idle = self.idle.iter().flat_map(Idle::goals);
-        traffic.chain(idle).chain(self.learned.iter().filter_map(Learned::goal)).collect()
+        let learned = self.learned.iter().filter_map(Learned::goal);
+        traffic.chain(idle).chain(learned).chain(self.decided.iter().map(Decided::goal)).collect()
     }
 
     /// Prints it.
@@ -142,10 +151,18 @@ impl Outcome {
             term.heading("A ztunnel learns a mesh");
             term.table(&self.learned_table(term));
         }
+        if !self.decided.is_empty() {
+            term.heading("Decisions, without a network");
+            term.table(&self.decided_table(term));
+        }
         for note in self.notes() {
             println!("  {} {note}", term.bad("!"));
         }
-        let goals = self.goals();
+        if let Some((is_good, text)) = versus::summary(&self.versus()) {
+            println!("\n{}", if is_good { term.good(&text) } else { term.bad(&text) });
+        }
+        // What another reaches is no goal of ours.
+        let goals: Vec<Judged> = self.goals().into_iter().filter(|judged| judged.variant == OURS).collect();
         if goals.is_empty() {
             return;
         }
@@ -155,10 +172,13 @@ impl Outcome {
     }
 
     fn traffic_table(&self, term: Term) -> Vec<Vec<String>> {
-        let heading = ["measurement", "variant", "figure", "of plain", "p50", "p99", "machine", "own", "goal"];
+        let against =
+            self.settings.other.as_ref().map_or_else(String::new, |other| format!("against {}", other.name()));
+        let heading =
+            ["measurement", "variant", "figure", "of plain", "p50", "p99", "machine", "own", &against, "goal"];
         let mut rows = vec![heading.map(str::to_owned).to_vec()];
         for series in &self.traffic {
-            for samples in &series.variants {
+            for (i, samples) in series.variants.iter().enumerate() {
                 let workload = series.workload;
                 let figure = median(samples, |s| Some(s.figure)).map_or_else(
                     || "failed".to_owned(),
@@ -169,10 +189,12 @@ impl Outcome {
                 let cost = |value: fn(&Sample) -> f64| {
                     text(median(samples, |s| Some(value(s))), |v| format!("{v:.2} {}", workload.cost_unit()))
                 };
-                let goals = if is_plain { &[] } else { workload.goals };
+                let is_ours = samples.variant == OURS;
+                let versus = if is_ours { Versus::of(series) } else { None };
+                let goals = if is_ours { workload.goals } else { &[] };
                 let goals = goals.iter().map(|&goal| series.judge(goal, samples));
                 rows.push(vec![
-                    if is_plain { workload.what.to_owned() } else { String::new() },
+                    if i == 0 { workload.what.to_owned() } else { String::new() },
                     samples.variant.to_owned(),
                     figure,
                     text(ratio, |r| format!("{:.3} ({:.3}..{:.3})", r.median, r.min, r.max)),
@@ -180,6 +202,7 @@ impl Outcome {
                     text(median(samples, |s| s.p99_ms), |v| format!("{v:.3} ms")),
                     cost(|s| s.machine_cost),
                     if is_plain { String::new() } else { cost(|s| s.own_cost) },
+                    text(versus, |versus| versus.text()),
                     verdicts(term, goals),
                 ]);
             }
@@ -225,6 +248,20 @@ impl Outcome {
         rows
     }
 
+    fn decided_table(&self, term: Term) -> Vec<Vec<String>> {
+        let mut rows = vec![["decision", "slowest case", "time", "goal"].map(str::to_owned).to_vec()];
+        for decided in &self.decided {
+            let slowest = decided.slowest();
+            rows.push(vec![
+                decided.what().to_owned(),
+                text(slowest, |case| case.name.clone()),
+                text(slowest, |case| format!("{:.0} ns", case.nanoseconds)),
+                verdicts(term, [decided.goal()]),
+            ]);
+        }
+        rows
+    }
+
     /// What makes figures doubtful.
     fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
@@ -260,6 +297,12 @@ impl Learned {
     fn goal(&self) -> Option<Judged> {
         let memory = Some(self.memory.rss_mb);
         self.is_largest().then(|| learn::HELD.judge(learn::NAME, self.variant, memory))
+    }
+}
+
+impl Decided {
+    fn goal(&self) -> Judged {
+        self.decision.goal.judge(self.decision.name, OURS, self.slowest().map(|case| case.nanoseconds))
     }
 }
 

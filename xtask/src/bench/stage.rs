@@ -1,13 +1,13 @@
 //! The pairs of pods that are measured: one in the open, one in our mesh, perhaps one through another ztunnel.
 
-use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use loam_tests::mesh::{MeshNode, Options};
+use anyhow::{Context, Result, ensure};
+use loam_tests::mesh::Options;
 use loam_tests::{Lab, Mesh, Pod, Process, eventually};
 
-use super::load;
+use super::other::{Kind, Other};
+use super::{istio, load};
 
 /// Port of the iperf3 server.
 pub(crate) const BULK: u16 = 5201;
@@ -16,10 +16,14 @@ pub(crate) const WEB: u16 = 8080;
 /// Port of the server that idle connections lead to.
 pub(crate) const TALK: u16 = 7001;
 
+/// A name server that nobody routes to: questions to it are captured, or lost.
+pub(crate) const NAME_SERVER: &str = "10.96.255.53:53";
+/// Name of the service that each pair has.
+const SERVICE: &str = "web";
+
 /// What everything is compared with.
 pub(crate) const PLAIN: &str = "plain";
 pub(crate) const OURS: &str = "ours";
-pub(crate) const OTHER: &str = "other";
 
 /// Time for a server to start, or a path to work.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
@@ -39,58 +43,98 @@ pub(crate) struct Variant {
     pub(crate) client: Pod,
     /// On another.
     pub(crate) server: Pod,
-    is_meshed: bool,
+    carrier: Carrier,
 }
 
-/// Whether a ztunnel is driven as ours is, to judge by its help.
-pub(crate) fn is_driven_like_ours(help: &str) -> bool {
-    ["--run-dir", "--xds-address", "--ca-root"].iter().all(|flag| help.contains(flag))
+/// What is between the pods of a pair.
+#[derive(Debug)]
+enum Carrier {
+    /// The network alone.
+    Nobody,
+    /// The mesh of the stage, on their nodes.
+    Mesh,
+    /// A ztunnel of each pod's own, the client's first.
+    Istio(Vec<Process>),
+}
+
+impl Variant {
+    /// Name of the service of its server.
+    pub(crate) fn service(&self) -> String {
+        service_name(&self.server)
+    }
+}
+
+/// Name of the service of a pair, by its server.
+pub(crate) fn service_name(server: &Pod) -> String {
+    format!("{SERVICE}.{}.svc.cluster.local", server.namespace())
 }
 
 impl Stage {
-    /// Makes it in a lab with two nodes; the other ztunnel gets two nodes of its own.
-    pub(crate) fn set(lab: &Lab, other: Option<&Path>) -> Result<Self> {
-        let mut options = Options::default();
-        if let Some(program) = other {
-            for _ in 0..2 {
-                let node = lab.add_node()?;
-                options.ztunnel_programs.insert(node.name().to_owned(), program.to_owned());
-            }
-        }
-        let pair = |name: &'static str, first: usize| -> Result<Variant> {
+    /// Makes it in a lab with two nodes; another ztunnel that speaks for whole nodes gets two of its own.
+    pub(crate) fn set(lab: &Lab, other: Option<&Other>) -> Result<Self> {
+        let pair = |name: &'static str, first: usize| -> Result<(Pod, Pod)> {
             let client = lab.node(first).pod("client", name, "client")?;
             let server = lab.node(first + 1).pod("server", name, "server")?;
             serve(&server)?;
-            Ok(Variant { name, client, server, is_meshed: name != PLAIN })
+            Ok((client, server))
         };
-        let mut variants = vec![pair(PLAIN, 0)?, pair(OURS, 0)?];
-        if other.is_some() {
-            variants.push(pair(OTHER, 2)?);
+        let variant = |name, (client, server), carrier| Variant { name, client, server, carrier };
+        let mut options = Options::default();
+        let mut variants =
+            vec![variant(PLAIN, pair(PLAIN, 0)?, Carrier::Nobody), variant(OURS, pair(OURS, 0)?, Carrier::Mesh)];
+        if let Some(other) = other {
+            let name = other.name();
+            variants.push(match other.kind {
+                Kind::LikeOurs => {
+                    for _ in 0..2 {
+                        let node = lab.add_node()?;
+                        options.ztunnel_programs.insert(node.name().to_owned(), other.program.clone());
+                    }
+                    variant(name, pair(name, 2)?, Carrier::Mesh)
+                }
+                Kind::Istio { .. } => {
+                    let (client, server) = pair(name, 0)?;
+                    let processes = istio::surround(lab, &other.program, [&client, &server])?;
+                    variant(name, (client, server), Carrier::Istio(processes))
+                }
+            });
         }
         let mesh = Mesh::start_with(lab, &options)?;
-        for variant in variants.iter().filter(|v| v.is_meshed) {
+        for variant in variants.iter().filter(|v| matches!(v.carrier, Carrier::Mesh)) {
             mesh.enrol(&[&variant.client, &variant.server])?;
+            mesh.manifests().service(variant.name, SERVICE, &[(WEB, WEB)], &[&variant.server])?;
         }
         for variant in &variants {
             eventually(START_TIMEOUT, || {
                 load::paced(&variant.client, &variant.server, 10, Duration::from_millis(200)).map(drop)
-            })?;
+            })
+            .with_context(|| format!("the way of the variant {:?}", variant.name))?;
+            if let Carrier::Istio(_) = variant.carrier {
+                istio::prove([&variant.client, &variant.server])?;
+            }
         }
         Ok(Self { mesh, variants })
     }
 
-    /// The mesh on the two nodes of a variant, the client's first; none for the plain one.
-    pub(crate) fn nodes(&self, variant: &Variant) -> Result<Vec<&MeshNode>> {
-        match variant.is_meshed {
-            true => Ok(vec![self.mesh.node_of(&variant.client)?, self.mesh.node_of(&variant.server)?]),
-            false => Ok(Vec::new()),
+    /// The two ztunnels of a variant, the client's first; none for the plain one.
+    pub(crate) fn ztunnels(&self, variant: &Variant) -> Result<Vec<Process>> {
+        let of = |pod| self.mesh.node_of(pod).map(|node| node.ztunnel().process().clone());
+        match &variant.carrier {
+            Carrier::Nobody => Ok(Vec::new()),
+            Carrier::Mesh => Ok(vec![of(&variant.client)?, of(&variant.server)?]),
+            Carrier::Istio(processes) => Ok(processes.clone()),
         }
     }
 
-    /// What carries a variant's traffic: ztunnels, and the keepers that make their sockets.
+    /// What carries a variant's traffic: ztunnels, and the keepers that make our ztunnels' sockets.
     pub(crate) fn processes(&self, variant: &Variant) -> Result<Vec<Process>> {
-        let nodes = self.nodes(variant)?;
-        Ok(nodes.iter().flat_map(|node| [node.ztunnel().process().clone(), node.keeper()]).collect())
+        let mut processes = self.ztunnels(variant)?;
+        if let Carrier::Mesh = variant.carrier {
+            for pod in [&variant.client, &variant.server] {
+                processes.push(self.mesh.node_of(pod)?.keeper());
+            }
+        }
+        Ok(processes)
     }
 }
 
@@ -103,18 +147,4 @@ fn serve(pod: &Pod) -> Result<()> {
         ensure!(server.is_running(), "{} ended: {}", server.name(), server.stderr());
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn another_build_of_ours_can_be_driven_and_others_cannot() {
-        let ours = "Options:\n  --node <NODE>\n  --run-dir <RUN_DIR>\n  --xds-address <A>\n  --ca-root <CA_ROOT>\n";
-        assert!(is_driven_like_ours(ours));
-        assert!(!is_driven_like_ours(
-            "Istio Ztunnel (ztunnel)\n\nCommands:\nproxy (default) - Start the ztunnel proxy\n"
-        ));
-    }
 }

@@ -9,7 +9,7 @@ use super::cost::Meter;
 use super::goal::{Goal, Metric};
 use super::load;
 use super::outcome::Settings;
-use super::stage::{Stage, Variant};
+use super::stage::{PLAIN, Stage, Variant};
 
 /// Requests per second beside a stream of bytes: few enough to cost nothing themselves.
 const BESIDE_PER_SECOND: u32 = 100;
@@ -39,6 +39,8 @@ enum Load {
     Requests { connections: u32, close: bool },
     /// A stream of bytes, and beside it small requests at a steady pace.
     Beside,
+    /// Questions for the name of a service, so many at a time. The network alone has nobody who answers.
+    Names { parallel: usize },
 }
 
 const fn goal(metric: Metric, bound: f64) -> Goal {
@@ -53,7 +55,7 @@ const fn bulk(name: &'static str, what: &'static str, streams: u32, back: bool, 
 }
 
 /// All of them, in the order in which they are measured. New connections come last, since they leave the most behind.
-pub(crate) static ALL: [Workload; 10] = [
+pub(crate) static ALL: [Workload; 11] = [
     bulk("bulk-1", "bulk, 1 stream", 1, false, BULK_1),
     bulk("bulk-1-back", "bulk, 1 stream back", 1, true, BULK_1),
     bulk("bulk-4", "bulk, 4 streams", 4, false, BULK_4),
@@ -81,6 +83,7 @@ pub(crate) static ALL: [Workload; 10] = [
         goals: &[goal(Metric::MedianMs, 5.0)],
         is_long: false,
     },
+    Workload { name: "names", what: "DNS answers", load: Load::Names { parallel: 16 }, goals: &[], is_long: false },
     Workload {
         name: "connections",
         what: "new connections",
@@ -95,15 +98,20 @@ impl Workload {
     pub(crate) fn unit(&self) -> &'static str {
         match self.load {
             Load::Bulk { .. } | Load::Beside => "Gb/s",
-            Load::Requests { .. } => "/s",
+            Load::Requests { .. } | Load::Names { .. } => "/s",
         }
+    }
+
+    /// Whether it is about the time that requests take, and not about how much goes through.
+    pub(crate) fn is_about_latency(&self) -> bool {
+        matches!(self.load, Load::Beside)
     }
 
     /// Unit of processor time per piece of its work.
     pub(crate) fn cost_unit(&self) -> &'static str {
         match self.load {
             Load::Bulk { .. } | Load::Beside => "s/GB",
-            Load::Requests { .. } => "us",
+            Load::Requests { .. } | Load::Names { .. } => "us",
         }
     }
 }
@@ -155,15 +163,16 @@ fn by_name<S: serde::Serializer>(workload: &&'static Workload, serializer: S) ->
 
 /// Measures `workload` through every variant, one after the other in each run. What fails is part of the result.
 pub(crate) fn measure(workload: &'static Workload, stage: &Stage, settings: &Settings) -> Series {
+    let carriers = || stage.variants.iter().filter(|v| v.name != PLAIN || !matches!(workload.load, Load::Names { .. }));
     let mut variants: Vec<Samples> =
-        stage.variants.iter().map(|v| Samples { variant: v.name, samples: Vec::new(), errors: Vec::new() }).collect();
-    for (variant, into) in stage.variants.iter().zip(&mut variants) {
+        carriers().map(|v| Samples { variant: v.name, samples: Vec::new(), errors: Vec::new() }).collect();
+    for (variant, into) in carriers().zip(&mut variants) {
         if let Err(e) = sample(workload.load, stage, variant, WARM_UP) {
             into.errors.push(format!("warm-up: {e:#}"));
         }
     }
     for run in 1..=settings.runs {
-        for (variant, into) in stage.variants.iter().zip(&mut variants) {
+        for (variant, into) in carriers().zip(&mut variants) {
             let sample = sample(workload.load, stage, variant, settings.sample);
             into.errors.extend(sample.as_ref().err().map(|e| format!("run {run}: {e:#}")));
             into.samples.push(sample.ok());
@@ -216,6 +225,19 @@ fn sample(load: Load, stage: &Stage, variant: &Variant, time: Duration) -> Resul
                 own_cost: spent.own / transfer.gigabytes,
                 steal: spent.steal,
                 failures: 0,
+            })
+        }
+        Load::Names { parallel } => {
+            let lookups = load::lookups(variant, parallel, time)?;
+            let spent = meter.stop()?;
+            Ok(Sample {
+                figure: lookups.per_second,
+                p50_ms: Some(lookups.latency_us.p50 as f64 / 1e3),
+                p99_ms: Some(lookups.latency_us.p99 as f64 / 1e3),
+                machine_cost: spent.machine / lookups.answered as f64 * 1e6,
+                own_cost: spent.own / lookups.answered as f64 * 1e6,
+                steal: spent.steal,
+                failures: lookups.failures.values().sum(),
             })
         }
     }
