@@ -2,6 +2,7 @@
 
 mod calls;
 mod cast;
+mod rules;
 mod wire;
 
 use std::time::{Duration, Instant};
@@ -62,7 +63,8 @@ fn perform(term: Term, lab: &Lab, arguments: &Arguments, start: Instant) -> Resu
     let mesh =
         term.step("controller, and on each node keeper, agent and ztunnel", || Mesh::start_with(lab, &options))?;
     let shop = cast.declare(lab, &mesh)?;
-    term.step("the shop is open: productpage, details, reviews v1-v3, ratings", || cast.perform(&shop))?;
+    let reviewers =
+        term.step("the shop is open: productpage, details, reviews v1-v3, ratings", || cast.perform(&shop))?;
     for node in lab.nodes() {
         let pods = cast.everyone().into_iter().filter(|p| p.node() == node.name());
         let names: Vec<String> = pods.map(|p| format!("{} {}", p.name(), term.dim(&p.v4().to_string()))).collect();
@@ -72,6 +74,7 @@ fn perform(term: Term, lab: &Lab, arguments: &Arguments, start: Instant) -> Resu
     before(term, lab, &cast, &shop)?;
     join(term, &mesh, &cast)?;
     after(term, lab, &mesh, &cast, &shop, arguments.seconds)?;
+    rules::perform(term, &mesh, &cast, &shop, &reviewers)?;
 
     println!("\n{}", term.dim(&format!("Done in {}.", seconds(start.elapsed()))));
     if arguments.keep { keep(term, lab, &cast, &shop) } else { next(term) }

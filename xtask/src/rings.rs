@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use loam_tests::testing::SKIPPED;
-use serde::Deserialize;
 
+use crate::build::{self, Executable};
+use crate::setup;
 use crate::term::{Term, seconds};
-use crate::{build, cargo, setup};
 
 /// Longest run of one network test; the longest one replaces ztunnel twenty times under load.
 const NET_TIMEOUT: Duration = Duration::from_secs(240);
@@ -70,9 +70,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         for path in loam_tests::sweep::sweep() {
             println!("removed what a killed lab left in {}", path.display());
         }
-        build::programs(term)?;
     }
-    let programs = build_tests(arguments.ring)?;
+    let programs = test_programs(build::programs_and_tests(term, arguments.ring != Some(Ring::Net))?)?;
     let mut tally = Tally::default();
     let filter = arguments.filter.as_deref().map(|f| f.replace(' ', "_")).unwrap_or_default();
     if arguments.ring != Some(Ring::Net) {
@@ -104,58 +103,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-#[derive(Deserialize)]
-struct Message {
-    reason: String,
-    executable: Option<PathBuf>,
-    manifest_path: Option<PathBuf>,
-    target: Option<Target>,
-    profile: Option<Profile>,
-}
-
-#[derive(Deserialize)]
-struct Target {
-    name: String,
-    kind: Vec<String>,
-}
-
-#[derive(Deserialize)]
-struct Profile {
-    test: bool,
-}
-
-/// Builds the test programs of a ring and says where they are.
-fn build_tests(ring: Option<Ring>) -> Result<Vec<Program>> {
-    let mut command = cargo();
-    command.args(["test", "--locked", "--no-run", "--message-format", "json-render-diagnostics"]);
-    match ring {
-        Some(Ring::Net) => command.args(["--package", NET_PACKAGE]),
-        Some(Ring::Unit) | None => command.arg("--workspace"),
-    };
-    let output = command.stderr(Stdio::inherit()).output().context("run cargo test")?;
-    if !output.status.success() {
-        bail!("the tests do not compile");
-    }
+/// The test programs among what was built.
+fn test_programs(built: Vec<Executable>) -> Result<Vec<Program>> {
     let mut programs = Vec::new();
-    for line in output.stdout.split(|&b| b == b'\n') {
-        let Ok(message) = serde_json::from_slice::<Message>(line) else { continue };
-        let is_test = message.reason == "compiler-artifact" && message.profile.is_some_and(|p| p.test);
-        let (Some(executable), Some(manifest), Some(target)) =
-            (message.executable, message.manifest_path, message.target)
-        else {
-            continue;
+    for Executable { executable, manifest_path, target, .. } in built.into_iter().filter(|built| built.profile.test) {
+        let directory = manifest_path.parent().map(Path::to_path_buf).unwrap_or_default();
+        let package = package_name(&manifest_path)?;
+        let is_integration = target.kind.iter().any(|k| k == "test");
+        let name = match target.name.replace('-', "_") == package.replace('-', "_") {
+            true => package.clone(),
+            false => format!("{package}/{}", target.name),
         };
-        if is_test {
-            let directory = manifest.parent().map(Path::to_path_buf).unwrap_or_default();
-            let package = package_name(&manifest)?;
-            let is_integration = target.kind.iter().any(|k| k == "test");
-            let name = if target.name.replace('-', "_") == package.replace('-', "_") {
-                package.clone()
-            } else {
-                format!("{package}/{}", target.name)
-            };
-            programs.push(Program { name, package, executable, directory, is_integration });
-        }
+        programs.push(Program { name, package, executable, directory, is_integration });
     }
     programs.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(programs)

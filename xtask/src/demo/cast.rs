@@ -139,19 +139,22 @@ impl Cast {
     }
 
     /// Starts the four services. They are told service addresses, never learn of the mesh, and are never restarted.
-    pub(crate) fn perform(&self, shop: &Shop) -> Result<()> {
+    /// The three reviewers are given back.
+    pub(crate) fn perform(&self, shop: &Shop) -> Result<Vec<Process>> {
         let address = |service: &Service| service.at(PORT).to_string();
         let (details, reviews, ratings) = (address(&shop.details), address(&shop.reviews), address(&shop.ratings));
         start(&self.productpage, &["productpage", "--details", &details, "--reviews", &reviews])?;
         start(&self.details, &["details"])?;
-        for (pod, version) in self.reviews.iter().zip(["v1", "v2", "v3"]) {
-            start(pod, &["reviews", "--version", version, "--ratings", &ratings])?;
-        }
-        start(&self.ratings, &["ratings"])
+        let reviews = self.reviews.iter().zip(["v1", "v2", "v3"]);
+        let reviewers = reviews
+            .map(|(pod, version)| start(pod, &["reviews", "--version", version, "--ratings", &ratings]))
+            .collect::<Result<_>>()?;
+        start(&self.ratings, &["ratings"])?;
+        Ok(reviewers)
     }
 }
 
-fn start(pod: &Pod, arguments: &[&str]) -> Result<()> {
+fn start(pod: &Pod, arguments: &[&str]) -> Result<Process> {
     let program = bin::path("loam-bookinfo")?;
     let mut argv = vec![program.to_str().context("the path of the programs is not text")?];
     argv.extend(arguments);
@@ -161,16 +164,21 @@ fn start(pod: &Pod, arguments: &[&str]) -> Result<()> {
         anyhow::ensure!(process.is_running(), "{} ended: {}", pod.name(), process.stderr());
         anyhow::ensure!(process.stderr().contains("listens"), "{} does not listen", pod.name());
         Ok(())
-    })
+    })?;
+    Ok(process)
 }
 
 /// Starts requests for the product page.
 pub(crate) fn visit(pod: &Pod, to: SocketAddr, rate: u32, seconds: u32) -> Result<Process> {
+    traffic(pod, &format!("http://{to}/productpage"), rate, seconds)
+}
+
+/// Starts requests for whatever is at `url`.
+pub(crate) fn traffic(pod: &Pod, url: &str, rate: u32, seconds: u32) -> Result<Process> {
     let program = bin::path("loam-bookinfo")?;
     let program = program.to_str().context("the path of the programs is not text")?;
-    let url = format!("http://{to}/productpage");
     let (rate, seconds) = (rate.to_string(), seconds.to_string());
-    pod.spawn("traffic", &[program, "traffic", "--json", "--url", &url, "--rate", &rate, "--seconds", &seconds])
+    pod.spawn("traffic", &[program, "traffic", "--json", "--url", url, "--rate", &rate, "--seconds", &seconds])
 }
 
 /// Waits for the end of a visit, which may have failures to tell.
