@@ -56,6 +56,8 @@ pub struct PodFacts {
     pub addresses: Option<Vec<IpAddr>>,
     /// Another network namespace file than its own; an empty one leaves the annotation out.
     pub netns: Option<String>,
+    /// Another node than its own.
+    pub node: Option<String>,
 }
 
 impl Manifests {
@@ -133,7 +135,7 @@ impl Manifests {
             text,
             "spec:\n  nodeName: {}\n  serviceAccountName: {account}\n  containers:\n  - name: app\n\
              status:\n  phase: Running\n",
-            pod.node()
+            facts.node.as_deref().unwrap_or(pod.node())
         );
         if let Some(first) = addresses.first() {
             let _ = write!(text, "  podIP: \"{first}\"\n  podIPs:\n");

@@ -23,6 +23,11 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// The user that ztunnel becomes.
 pub const ZTUNNEL_UID: u32 = 1337;
 
+/// Port of the controller's service.
+pub const CONTROL_PORT: u16 = 15012;
+/// Port of what stands between the controller and the ztunnels.
+const TAMPERED_PORT: u16 = 15112;
+
 /// What a test may want otherwise.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -30,6 +35,8 @@ pub struct Options {
     pub keeper: Vec<String>,
     /// Additional arguments of every ztunnel.
     pub ztunnel: Vec<String>,
+    /// Whether ztunnels get their configuration through `loam-lab tamper`, which breaks some of it.
+    pub tampered: bool,
     /// Nodes, by name, whose ztunnel is another program than the one built here.
     pub ztunnel_programs: BTreeMap<String, PathBuf>,
 }
@@ -40,6 +47,7 @@ pub struct Mesh {
     lab: Lab,
     manifests: Manifests,
     controller: Mutex<Process>,
+    tamperer: Option<Process>,
     nodes: Vec<MeshNode>,
 }
 
@@ -47,6 +55,7 @@ pub struct Mesh {
 #[derive(Debug)]
 pub struct MeshNode {
     node: Node,
+    manifests: PathBuf,
     options: Options,
     keeper: Mutex<Process>,
     ztunnels: Mutex<Vec<Ztunnel>>,
@@ -72,6 +81,7 @@ impl Mesh {
     pub fn start_with(lab: &Lab, options: &Options) -> Result<Self> {
         let manifests = Manifests::create(&lab.work().join("manifests"))?;
         let controller = start_controller(lab, manifests.dir())?;
+        let tamperer = options.tampered.then(|| start_tamperer(lab)).transpose()?;
         let mut nodes = Vec::new();
         for node in lab.nodes() {
             let run_dir = node.dir().join("run");
@@ -84,13 +94,14 @@ impl Mesh {
             let keeper = start_keeper(&node, manifests.dir(), options)?;
             nodes.push(MeshNode {
                 node,
+                manifests: manifests.dir().to_owned(),
                 options: options.clone(),
                 keeper: Mutex::new(keeper),
                 ztunnels: Mutex::default(),
                 generations: AtomicUsize::new(0),
             });
         }
-        let mesh = Self { lab: lab.clone(), manifests, controller: Mutex::new(controller), nodes };
+        let mesh = Self { lab: lab.clone(), manifests, controller: Mutex::new(controller), tamperer, nodes };
         for node in &mesh.nodes {
             node.start_ztunnel()?;
         }
@@ -115,6 +126,16 @@ impl Mesh {
         let process = start_controller(&self.lab, self.manifests.dir())?;
         *self.controller.lock().unwrap_or_else(PoisonError::into_inner) = process;
         Ok(())
+    }
+
+    /// Who stands between the controller and the ztunnels, where the options ask for it.
+    pub fn tamperer(&self) -> Option<&Process> {
+        self.tamperer.as_ref()
+    }
+
+    /// Directory of the controller's certificate authority.
+    pub fn authority(&self) -> PathBuf {
+        authority(&self.lab)
     }
 
     /// The mesh on the node number `index`, from 0.
@@ -212,14 +233,15 @@ fn text(path: &Path) -> Result<&str> {
 
 fn start_controller(lab: &Lab, manifests: &Path) -> Result<Process> {
     let program = bin::path("loam-controller")?;
-    let data = lab.work().join("controller");
+    let data = authority(lab);
     let source = format!("dir:{}", manifests.display());
+    let listen = format!("0.0.0.0:{CONTROL_PORT}");
     let arguments = [
         text(&program)?,
         "--source",
         &source,
         "--listen",
-        "0.0.0.0:15012",
+        &listen,
         "--data-dir",
         text(&data)?,
         "--serving-name",
@@ -234,10 +256,24 @@ fn start_controller(lab: &Lab, manifests: &Path) -> Result<Process> {
     Ok(process)
 }
 
+/// Directory of the controller's data.
+fn authority(lab: &Lab) -> PathBuf {
+    lab.work().join("controller")
+}
+
+fn start_tamperer(lab: &Lab) -> Result<Process> {
+    let (listen, upstream) = (format!("{FABRIC_V4}:{TAMPERED_PORT}"), format!("{FABRIC_V4}:{CONTROL_PORT}"));
+    let data = authority(lab);
+    let arguments = ["tamper", "--listen", &listen, "--upstream", &upstream, "--data-dir", text(&data)?];
+    let process = lab.spawn("tamperer", &[&[lab.tool()?][..], &arguments].concat())?;
+    process.wait_for_output("serving", START_TIMEOUT)?;
+    Ok(process)
+}
+
 /// A token for the node, readable by its ztunnel alone.
 fn write_token(lab: &Lab, node: &Node) -> Result<()> {
     let program = bin::path("loam-controller")?;
-    let data = lab.work().join("controller");
+    let data = authority(lab);
     let arguments = [text(&program)?, "token", "--data-dir", text(&data)?, "--node", node.name()];
     let token = lab.run(&arguments)?.success().context("make a token")?;
     let file = node.dir().join("token");
@@ -257,8 +293,10 @@ fn start_keeper(node: &Node, manifests: &Path, options: &Options) -> Result<Proc
     arguments.extend(agent.iter().map(String::as_str));
     let process = node.spawn("keeper", &arguments)?;
     eventually(START_TIMEOUT, || {
-        ensure!(process.is_running(), "the keeper ended: {}{}", process.stdout(), process.stderr());
-        ensure!(run_dir.join("ztunnel.sock").exists(), "the keeper does not listen");
+        let said = format!("{}{}", process.stdout(), process.stderr());
+        ensure!(process.is_running(), "the keeper ended: {said}");
+        // A killed one leaves the files of its sockets.
+        ensure!(said.contains("keeper ready"), "the keeper does not listen");
         Ok(())
     })?;
     Ok(process)
@@ -283,6 +321,11 @@ impl MeshNode {
     /// The node it is on.
     pub fn node(&self) -> &Node {
         &self.node
+    }
+
+    /// File with its token for the controller.
+    pub fn token(&self) -> PathBuf {
+        self.node.dir().join("token")
     }
 
     /// Its keeper.
@@ -316,11 +359,13 @@ impl MeshNode {
             "--run-dir".into(),
             self.node.dir().join("run").display().to_string(),
             "--xds-address".into(),
-            format!("{FABRIC_V4}:15012"),
+            format!("{FABRIC_V4}:{}", if self.options.tampered { TAMPERED_PORT } else { CONTROL_PORT }),
+            "--ca-address".into(),
+            format!("{FABRIC_V4}:{CONTROL_PORT}"),
             "--ca-root".into(),
-            lab.work().join("controller/root-cert.pem").display().to_string(),
+            authority(lab).join("root-cert.pem").display().to_string(),
             "--token".into(),
-            self.node.dir().join("token").display().to_string(),
+            self.token().display().to_string(),
             "--admin-address".into(),
             format!("127.0.0.1:{admin_port}"),
             "--metrics-address".into(),
@@ -343,6 +388,14 @@ impl MeshNode {
         new.wait_ready(START_TIMEOUT)?;
         old.process.signal(SIGTERM)?;
         Ok(new)
+    }
+
+    /// Kills the keeper and with it the agent, which dies with its parent, and starts both again.
+    pub fn restart_keeper(&self) -> Result<()> {
+        self.keeper().kill()?;
+        let process = start_keeper(&self.node, &self.manifests, &self.options)?;
+        *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) = process;
+        Ok(())
     }
 
     /// The agent, a child of the keeper.

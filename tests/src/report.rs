@@ -109,6 +109,19 @@ pub struct Paced {
     pub latency_us: Percentiles,
 }
 
+/// Questions for a name, as many as were answered.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Lookups {
+    /// Questions answered with an address.
+    pub answered: u64,
+    /// The same per second.
+    pub per_second: f64,
+    /// Numbers of other outcomes.
+    pub failures: BTreeMap<String, u64>,
+    /// Latency from a question to its answer.
+    pub latency_us: Percentiles,
+}
+
 /// A long-lived connection with a message now and then.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PingPong {
@@ -155,6 +168,33 @@ pub struct Held {
     pub failures: BTreeMap<String, u64>,
     /// Connections that had ended before we asked.
     pub lost: u64,
+}
+
+/// What a greeting at a tunnel port led to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Greeted {
+    /// Why it was refused.
+    pub error: Option<String>,
+    /// Bytes that the other side said inside the encryption.
+    pub answered: u64,
+}
+
+/// What was told to somebody who held a tunnel port.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Lured {
+    /// Connections that came.
+    pub connections: u64,
+    /// Bytes that they said inside the encryption.
+    pub bytes: u64,
+}
+
+/// The answer of the certificate authority.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Signed {
+    /// Certificates in the chain that was given.
+    pub certificates: usize,
+    /// Why none was given.
+    pub error: Option<String>,
 }
 
 /// What a capture saw in one network namespace.

@@ -47,7 +47,10 @@ fn twenty_kills_of_ztunnel_with_a_prompt_restart_fail_no_new_connection_and_show
             kills.push((begun, now_us()));
             let next = node.start_ztunnel()?;
             next.wait_ready(READY)?;
-            std::thread::sleep(Duration::from_millis(300));
+            // Once it is ready, and until the next kill, not one may fail.
+            let between: Rate =
+                scene.client.report(&["churn", &scene.far.at(TALK).to_string(), "--count", "300"], LONG)?;
+            between.assert_all_ok()?;
         }
         let rate = finish(&rate)?;
         // What was under way through the old process may fail with it, and nothing else.
@@ -152,11 +155,13 @@ fn the_agent_killed_twenty_times_under_a_thousand_connections_per_second_is_not_
             }
             for (node, old) in killed {
                 eventually(READY, || {
-                    ensure!(node.agent_pid()? != old, "the agent is not started again");
+                    let pid = node.agent_pid()?;
+                    ensure!(pid != old, "the agent is not started again");
+                    let written_by = &node.status()?["pid"];
+                    ensure!(*written_by == pid, "agent {pid} has not said how its pods are, {written_by} has");
                     Ok(())
                 })?;
             }
-            std::thread::sleep(Duration::from_millis(200));
         }
         let rate = finish(&rate)?;
         rate.assert_all_ok()?;

@@ -1,7 +1,5 @@
 //! Pods come into the mesh and leave it while their connections live.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use loam_tests::capture::Capture;
 use loam_tests::process::{Process, SIGTERM};
@@ -68,7 +66,9 @@ fn leaving_the_mesh_cuts_no_connection_and_coming_back_works_every_time() {
         let captures = Capture::on_all(&lab.nodes())?;
         for _ in 0..10 {
             scene.un_enrol()?;
-            std::thread::sleep(Duration::from_millis(300));
+            for to in [far.at(TALK), near.at(TALK)] {
+                client.assert_reaches(to, &[to])?;
+            }
             scene.enrol()?;
             // Fresh listeners that nobody accepts from would swallow new connections.
             for to in [far.at_each(TALK), near.at_each(TALK)].concat() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use loam_tests::report::{Held, Rate};
 use loam_tests::scene::{LONG, SHORT, Scene, TALK};
-use loam_tests::{Pod, in_lab};
+use loam_tests::{Pod, eventually, in_lab};
 
 /// Holds connections from the plain pod to an enrolled one while more come and go between the same two addresses.
 fn crowd(scene: &Scene, to: SocketAddr, held: &str, more: &str) -> Result<()> {
@@ -87,9 +87,9 @@ fn an_address_nobody_has_fails_as_it_does_without_the_mesh() {
         scene.client.assert_refused("203.0.113.7:80".parse()?, Duration::from_secs(4))?;
         // A service address without endpoints.
         let empty = scene.mesh.manifests().service("demo", "empty", &[(80, 80)], &[])?;
-        std::thread::sleep(Duration::from_secs(1));
         for vip in empty.at_each(80) {
-            scene.client.assert_refused(vip, Duration::from_secs(1))?;
+            // Until the ztunnel has heard of it, nobody routes the address.
+            eventually(SHORT, || scene.client.assert_refused(vip, Duration::from_secs(1)))?;
         }
         // A port that a service does not have.
         for vip in scene.service.at_each(81) {

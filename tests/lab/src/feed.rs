@@ -1,5 +1,6 @@
 //! The configuration of a large mesh that does not exist, from a control plane that does nothing else: what a proxy
-//! takes to learn and to hold it can be measured without the cost of making it.
+//! takes to learn and to hold it can be measured without the cost of making it. It also signs certificates, for proxies
+//! of others that are measured.
 
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -9,6 +10,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
+use loam_api::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use loam_api::encode;
 use loam_controller::ca::authority::Authority;
 use loam_controller::publish::Published;
@@ -20,6 +22,8 @@ use loam_xds::server::{Ads, Quiet};
 use tokio::net::TcpListener;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Server;
+
+use crate::signer::Signer;
 
 const CLUSTER: &str = "Kubernetes";
 const WORKLOADS_PER_SERVICE: u32 = 10;
@@ -43,7 +47,9 @@ pub(crate) async fn run(listen: SocketAddr, data_dir: &Path, workloads: u32) -> 
     let authority = Arc::new(Authority::open(data_dir, TrustDomain::default(), SystemTime::now())?);
     let tls = Arc::new(authority.serving_config(&[listen.ip().to_string()])?);
     let anybody = |_: &MetadataMap| Ok("bench".to_owned());
-    let router = Server::builder().add_service(Ads::new(published.stores(), anybody, Quiet).into_server());
+    let router = Server::builder()
+        .add_service(Ads::new(published.stores(), anybody, Quiet).into_server())
+        .add_service(IstioCertificateServiceServer::new(Signer(authority)));
     let listener = TcpListener::bind(listen).await.with_context(|| format!("bind {listen}"))?;
     println!("serving {bytes} bytes");
     serve::serve(listener, tls, router, std::future::pending()).await.context("serve")

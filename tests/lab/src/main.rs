@@ -1,6 +1,8 @@
 //! The lab's tool: its first process, servers that say what they see, clients that measure, and a capture.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "reports go to standard output, errors beside them")]
 
+mod answer;
+mod ask;
 mod capture;
 mod client;
 mod exec;
@@ -8,12 +10,18 @@ mod feed;
 mod get;
 mod hold;
 mod init;
+mod lookups;
 mod paced;
 mod payload;
+mod peer;
 mod pingpong;
 mod probe;
+mod question;
 mod rate;
 mod serve;
+mod sign;
+mod signer;
+mod tamper;
 mod transfer;
 mod web;
 
@@ -166,7 +174,21 @@ enum Command {
         #[arg(long)]
         seconds: f64,
     },
-    /// Serves the configuration of a large made-up mesh.
+    /// Questions for the address of a name over UDP, as many as are answered.
+    Lookups {
+        /// The name server.
+        server: SocketAddr,
+        /// The name.
+        #[arg(long)]
+        name: String,
+        /// How many at a time.
+        #[arg(long)]
+        parallel: usize,
+        /// For how long.
+        #[arg(long)]
+        seconds: f64,
+    },
+    /// Serves the configuration of a large made-up mesh, and certificates to whoever names an identity as its token.
     Feed {
         /// Where it listens.
         #[arg(long)]
@@ -178,8 +200,67 @@ enum Command {
         #[arg(long)]
         workloads: u32,
     },
+    /// Greets whoever holds a tunnel port, as a peer that may be wrong in some way.
+    Greet {
+        /// The tunnel port.
+        to: SocketAddr,
+        #[command(flatten)]
+        shown: Shown,
+    },
+    /// Holds a tunnel port until SIGTERM, as a peer that may be wrong in some way.
+    Lure {
+        /// Where it listens.
+        listen: SocketAddr,
+        #[command(flatten)]
+        shown: Shown,
+    },
+    /// Asks the certificate authority for a certificate, with the token of a node.
+    Sign {
+        /// Address of the authority, as host:port.
+        #[arg(long)]
+        address: String,
+        /// PEM file with the roots that vouch for it.
+        #[arg(long)]
+        ca_root: PathBuf,
+        /// File with the token.
+        #[arg(long)]
+        token: PathBuf,
+        /// Whom the certificate shall prove.
+        #[arg(long)]
+        identity: String,
+    },
+    /// Hands on the configuration of another control plane, and breaks some of it.
+    Tamper {
+        /// Where it listens.
+        #[arg(long)]
+        listen: SocketAddr,
+        /// Address of the other one, as host:port.
+        #[arg(long)]
+        upstream: String,
+        /// Directory of the other one's authority.
+        #[arg(long)]
+        data_dir: PathBuf,
+    },
+    /// Asks name servers for the address of a name.
+    Ask(ask::Arguments),
+    /// Answers every question to a name server with one address.
+    Answer(answer::Arguments),
     /// Looks at every packet of the network namespace until SIGTERM.
     Capture,
+}
+
+/// What a peer shows of itself.
+#[derive(clap::Args)]
+struct Shown {
+    /// Directory of the mesh's authority.
+    #[arg(long)]
+    authority: PathBuf,
+    /// Whom its certificate names.
+    #[arg(long)]
+    identity: String,
+    /// In which way it is wrong.
+    #[arg(long, value_enum, default_value = "none")]
+    flaw: peer::Flaw,
 }
 
 fn main() -> ExitCode {
@@ -198,6 +279,7 @@ fn run(command: Command) -> Result<()> {
         Command::Init { work, cgroup } => init::run(&work, &cgroup),
         Command::Exec { netns, cgroup, argv } => exec::run(netns.as_deref(), cgroup.as_deref(), &argv),
         Command::Get { url, any_status } => get::run(&url, any_status),
+        Command::Ask(arguments) => report(&ask::run(&arguments)?),
         command => {
             raise_descriptor_limit();
             tokio::runtime::Builder::new_multi_thread()
@@ -244,9 +326,23 @@ async fn asynchronous(command: Command) -> Result<()> {
         Command::Paced { to, per_second, seconds } => {
             report(&paced::run(to, per_second, Duration::from_secs_f64(seconds)).await?)
         }
+        Command::Lookups { server, name, parallel, seconds } => {
+            report(&lookups::run(server, name, parallel, Duration::from_secs_f64(seconds)).await?)
+        }
         Command::Feed { listen, data_dir, workloads } => feed::run(listen, &data_dir, workloads).await,
+        Command::Greet { to, shown } => report(&peer::greet(to, &shown.authority, &shown.identity, shown.flaw).await?),
+        Command::Lure { listen, shown } => {
+            report(&peer::lure(listen, &shown.authority, &shown.identity, shown.flaw).await?)
+        }
+        Command::Sign { address, ca_root, token, identity } => {
+            report(&sign::run(address, ca_root, token, &identity).await?)
+        }
+        Command::Tamper { listen, upstream, data_dir } => tamper::run(listen, upstream, &data_dir).await,
+        Command::Answer(arguments) => answer::run(arguments).await,
         Command::Capture => report(&capture::run().await?),
-        Command::Init { .. } | Command::Exec { .. } | Command::Get { .. } => unreachable!("main runs these"),
+        Command::Init { .. } | Command::Exec { .. } | Command::Get { .. } | Command::Ask(_) => {
+            unreachable!("main runs these")
+        }
     }
 }
 

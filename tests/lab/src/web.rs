@@ -7,9 +7,13 @@ use anyhow::{Context, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// The answer to every request.
+/// The answer to every request over a connection that stays.
 pub(crate) const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 64\r\n\r\n\
     0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+/// The answer to whoever wants no other. It announces the end: to a client that is not told, the end of a connection
+/// over which it could ask again is a failure.
+const LAST_ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 64\r\n\
+    connection: close\r\n\r\n0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
 /// Longest head of a request.
 const MAX_HEAD_BYTES: usize = 4096;
@@ -43,11 +47,11 @@ async fn answer(mut stream: TcpStream) -> io::Result<()> {
             filled += n;
             continue;
         };
-        let is_last = wants_close(&buffer[..head]);
-        stream.write_all(ANSWER).await?;
-        if is_last {
+        if wants_close(&buffer[..head]) {
+            stream.write_all(LAST_ANSWER).await?;
             return stream.shutdown().await;
         }
+        stream.write_all(ANSWER).await?;
         buffer.copy_within(head..filled, 0);
         filled -= head;
     }
@@ -69,8 +73,15 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_is_as_long_as_it_says() {
-        let at = ANSWER.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
-        assert_eq!(ANSWER.len() - at, 64);
+    fn the_answers_are_as_long_as_they_say() {
+        for answer in [ANSWER, LAST_ANSWER] {
+            let at = answer.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
+            assert_eq!(answer.len() - at, 64);
+        }
+    }
+
+    #[test]
+    fn only_the_last_answer_announces_the_end() {
+        assert!(wants_close(LAST_ANSWER) && !wants_close(ANSWER));
     }
 }

@@ -1,0 +1,88 @@
+//! What comes wrong from the control plane is refused by name, and harms nothing else.
+
+use anyhow::{Context, Result, ensure};
+use loam_tests::lab::Lab;
+use loam_tests::manifests::{Manifests, PodFacts};
+use loam_tests::mesh::Options;
+use loam_tests::process::SIGTERM;
+use loam_tests::report::Rate;
+use loam_tests::scene::{SHORT, Scene, TALK, serve};
+use loam_tests::{eventually, in_lab};
+
+/// A scene whose configuration passes through somebody who breaks what has certain names.
+fn tampered(lab: &Lab) -> Result<Scene> {
+    let scene = Scene::plain_with(lab, &Options { tampered: true, ..Options::default() })?;
+    scene.enrol()?;
+    Ok(scene)
+}
+
+/// What the tamperer tells of the ztunnels' answers.
+fn refusals(scene: &Scene) -> Result<String> {
+    Ok(scene.mesh.tamperer().context("nobody tampers")?.stdout())
+}
+
+#[test]
+#[ignore = "network ring: cargo xtask test --ring net"]
+fn a_truncated_resource_and_an_unknown_value_are_refused_by_name_and_the_rest_applies() {
+    in_lab(|lab| {
+        let scene = tampered(lab)?;
+        let rate = scene.client.start_rate(&[scene.far.at(TALK), scene.near.at(TALK)], 100, 120, "bad")?;
+        let [truncated, unknown, good] = ["truncated", "unknown-enum", "good"].map(|name| {
+            let pod = lab.node(1).pod(name, "demo", "server")?;
+            serve(&pod)?;
+            Ok::<_, anyhow::Error>(pod)
+        });
+        let (truncated, unknown, good) = (truncated?, unknown?, good?);
+        let texts = [&truncated, &unknown, &good].map(|pod| Manifests::pod_text(pod, &PodFacts::default()));
+        scene.mesh.manifests().write("three.yaml", &texts.join("---\n"))?;
+        scene.mesh.wait_for_state(&[&good], "enrolled")?;
+        for to in good.at_each(TALK) {
+            scene.client.assert_reaches(to, &[to])?;
+        }
+        for (name, why) in [("truncated", "decode"), ("unknown-enum", "tunnel_protocol: 4711 is not known")] {
+            eventually(SHORT, || {
+                let answers = refusals(&scene)?;
+                let is_it = |line: &str| line.contains(&format!("/{name}")) && line.contains(why);
+                ensure!(answers.lines().any(is_it), "no answer names {name} with {why:?}: {answers}");
+                for node in ["node-a", "node-b"] {
+                    let logs = scene.mesh.ztunnel_logs();
+                    let mut lines = logs.iter().filter(|(of, line)| of == node && line.contains("rejected"));
+                    ensure!(lines.any(|(_, line)| is_it(line)), "the ztunnel of {node} does not log {name}: {why:?}");
+                }
+                Ok(())
+            })?;
+        }
+        // A pod that the mesh cannot read is not captured, and its status says what is waited for.
+        for pod in [&truncated, &unknown] {
+            let status = scene.mesh.pod_status(pod)?;
+            ensure!(status["state"] == "pending" || status["state"] == "failed", "{status}");
+            ensure!(status["reason"] != "", "{status}");
+        }
+        rate.signal(SIGTERM)?;
+        rate.report::<Rate>(SHORT)?.assert_all_ok()?;
+        scene.mesh.wait_for_state(&[&scene.client, &scene.near, &scene.far], "enrolled")
+    });
+}
+
+#[test]
+#[ignore = "network ring: cargo xtask test --ring net"]
+fn a_message_that_ends_too_early_costs_its_stream_and_nothing_else() {
+    in_lab(|lab| {
+        let scene = tampered(lab)?;
+        let rate = scene.client.start_rate(&[scene.far.at(TALK), scene.near.at(TALK)], 100, 120, "cut")?;
+        let pod = lab.node(1).pod("cut-message", "demo", "server")?;
+        serve(&pod)?;
+        // What was cut comes whole with the next stream.
+        scene.mesh.enrol(&[&pod])?;
+        ensure!(refusals(&scene)?.lines().any(|line| line == "cut"), "no message was cut");
+        for to in pod.at_each(TALK) {
+            eventually(SHORT, || scene.client.assert_reaches(to, &[to]))?;
+        }
+        let logs = scene.mesh.ztunnel_logs();
+        let ended = |(_, line): &&(String, String)| line.contains("configuration stream ended");
+        let line = logs.iter().find(ended).context("no ztunnel says that its stream ended")?;
+        ensure!(line.1.contains("decode"), "it does not say why: {line:?}");
+        rate.signal(SIGTERM)?;
+        rate.report::<Rate>(SHORT)?.assert_all_ok()
+    });
+}
