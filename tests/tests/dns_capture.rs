@@ -381,7 +381,7 @@ fn a_busy_port_is_said_of_its_pod_alone() {
         let (stage, _stand_in) = Stage::new(lab)?;
         let busy = lab.node(0).pod("busy", "demo", "busy")?;
         let taken = answer(&busy, INSIDE, &["127.0.0.1:15053".parse()?])?;
-        stage.mesh.manifests().pod(&busy)?;
+        annotated(&stage.mesh, &busy, &[("ambient.istio.io/dns-capture", "true")])?;
         stage.enrol()?;
         stage.assert_answered(CAPTURED, &["--over", "connected", NOWHERE])?;
         eventually(SHORT, || {

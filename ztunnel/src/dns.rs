@@ -55,11 +55,15 @@ pub(crate) fn serve(
     let client = Client::new(&*pod.info().namespace, network, has_ipv6, &resolv.search, resolv.ndots);
     let upstream = Upstream::new(pod.clone(), servers, proxy.dns.clone());
     let dns = Arc::new(Dns::new(client, upstream, proxy.mesh.clone(), workload, proxy.dns.clone()));
+    // Who has no configuration yet would take names of the mesh for others. Questions wait in the sockets meanwhile, where
+    // a predecessor still reads them too.
     for socket in &sockets.udp {
-        tasks.spawn(dns.clone().serve_udp(socket.clone(), end.clone()));
+        let serving = dns.clone().serve_udp(socket.clone(), end.clone());
+        tasks.spawn(dns.clone().once_configured(end.clone(), serving));
     }
     for listener in &sockets.tcp {
-        tasks.spawn(dns.clone().serve_tcp(listener.clone(), end.clone()));
+        let serving = dns.clone().serve_tcp(listener.clone(), end.clone());
+        tasks.spawn(dns.clone().once_configured(end.clone(), serving));
     }
 }
 
@@ -93,6 +97,18 @@ impl<I: Inside> Dns<I> {
         metrics: DnsMetrics,
     ) -> Self {
         Self { client, mesh, workload, upstream, metrics }
+    }
+
+    /// Does what `serving` does from when the pod is in the mesh configuration, unless `end` comes first.
+    async fn once_configured(self: Arc<Self>, end: Drain, serving: impl Future<Output = ()> + Send) {
+        let mut workload = self.workload.clone();
+        let configured = tokio::select! {
+            known = workload.wait_for(Option::is_some) => known.is_ok(),
+            () = end.started() => false,
+        };
+        if configured {
+            serving.await;
+        }
     }
 
     /// Decides about one message of the pod.

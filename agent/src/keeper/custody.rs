@@ -310,8 +310,8 @@ impl Custody {
 
     fn on_held(&mut self, proxy: ProxyId, uid: String, mut fds: Vec<OwnedFd>) {
         let Some(proxy) = self.proxies.get_mut(&proxy) else { return };
-        // A pod that is kept has its listeners.
-        if self.machine.check(&uid).is_none() && proxy.held.len() < MAX_PODS {
+        // A pod that is ready has its listeners. One that is being made may fail for want of these, and is tried again.
+        if self.machine.check(&uid).is_none_or(|view| !view.ready) && proxy.held.len() < MAX_PODS {
             let dns = fds.split_off(fds.len().min(ListenerKind::ALL.len()));
             proxy.held.insert(uid, Held { mesh: fds.try_into().ok(), dns });
         }
