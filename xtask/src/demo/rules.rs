@@ -8,7 +8,7 @@ use loam_tests::{Mesh, Pod, Process, eventually};
 use serde_json::Value;
 
 use super::cast::{self, Cast, NAMESPACE, PORT, Shop};
-use crate::term::{Term, seconds};
+use crate::term::Term;
 
 /// Port of a server beside the shop's own, to which a connection is kept open.
 const TALK: u16 = 7001;
@@ -42,7 +42,8 @@ fn deny(term: Term, mesh: &Mesh, cast: &Cast) -> Result<()> {
     let cut: PingPong = open.report(RULE_LIMIT)?;
     let took = written.elapsed();
     let error = cut.error.context("the open connection ended, and not because of the rule")?;
-    println!("  the open connection of the visitor ended after {} ({error})", term.good(&seconds(took)));
+    let took = format!("{} ms", took.as_millis());
+    println!("  the open connection of the visitor ended after {} ({error})", term.good(&took));
     ensure!(get(&cast.visitor, &url)?.is_none(), "the visitor still gets its pages");
     ensure!(get(&cast.outsider, &url)?.is_some(), "the rule hit someone else too");
     println!("  its next one was refused; the outsider, whom the rule does not name, still gets pages");
