@@ -1,7 +1,6 @@
 //! One enrolled pod as this process serves it: its listeners, its workload and certificate, its connections.
 
 use std::future::Future;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +13,6 @@ use loam_hbone::Pool;
 use loam_node::ListenerKind;
 use loam_rt::drain::{self, Drain, Trigger};
 use loam_tls::store::Store;
-use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -168,22 +166,14 @@ impl Enrolled {
         let listener = self.pod.listener(kind);
         let (permits, end) = (self.permits.clone(), self.drain.clone());
         accept(listener, permits, end, move |socket, from, permit| {
-            let (pod, guard) = (self.clone(), self.drain.guard());
-            tokio::spawn(async move {
-                pod.connection(kind, socket, from).await;
-                drop((permit, guard));
-            });
+            let (pod, hold) = (self.clone(), (permit, self.drain.guard()));
+            match kind {
+                ListenerKind::Outbound => spawn(outbound::carry(pod, socket, from), hold),
+                ListenerKind::Inbound => spawn(inbound::plaintext(pod, socket, from), hold),
+                ListenerKind::Hbone => spawn(inbound::tunnel(pod, socket, from), hold),
+            }
         })
         .await;
-    }
-
-    async fn connection(self: Arc<Self>, kind: ListenerKind, socket: TcpStream, from: SocketAddr) {
-        match kind {
-            ListenerKind::Outbound => outbound::carry(self, socket, from).await,
-            ListenerKind::Inbound => inbound::plaintext(self, socket, from).await,
-            // On the heap: there are few tunnels, and every connection would have room for one.
-            ListenerKind::Hbone => Box::pin(inbound::tunnel(self, socket, from)).await,
-        }
     }
 
     /// Keeps the workload, its certificate and the judgements of its connections in step with the mesh.
@@ -246,6 +236,14 @@ impl Enrolled {
             .filter(|workload| workload.identity.service_account() == info.service_account)
             .cloned()
     }
+}
+
+/// Gives a connection a task that has just room for it, and keeps `hold` until it ends.
+fn spawn(connection: impl Future<Output = ()> + Send + 'static, hold: impl Send + 'static) {
+    tokio::spawn(async move {
+        connection.await;
+        drop(hold);
+    });
 }
 
 impl Service {

@@ -148,11 +148,12 @@ struct Carried {
 }
 
 /// Serves one connection that reached the pod in the clear.
-pub(crate) async fn plaintext(pod: Arc<Enrolled>, socket: TcpStream, from: SocketAddr) {
-    if let Some(Carried { record, relay, delivery: _delivery }) =
-        Box::pin(establish_plaintext(&pod, socket, from)).await
-    {
-        record.finish(relay.await);
+pub(crate) fn plaintext(pod: Arc<Enrolled>, socket: TcpStream, from: SocketAddr) -> impl Future<Output = ()> + Send {
+    let established = Box::pin(async move { establish_plaintext(&pod, socket, from).await });
+    async move {
+        if let Some(Carried { record, relay, delivery: _delivery }) = established.await {
+            record.finish(relay.await);
+        }
     }
 }
 

@@ -28,11 +28,14 @@ use crate::reach;
 const MAX_CUT_HANDSHAKES: usize = 3;
 
 /// Carries one connection that `from`, in the pod, opened.
-pub(crate) async fn carry(pod: Arc<Enrolled>, socket: TcpStream, from: SocketAddr) {
+pub(crate) fn carry(pod: Arc<Enrolled>, socket: TcpStream, from: SocketAddr) -> impl Future<Output = ()> + Send {
     // What leads to a carried connection is on the heap, and gone when the connection is carried.
-    if let Some(Carried { record, relay, place }) = Box::pin(establish(&pod, socket, from)).await {
-        record.finish(relay.await);
-        drop(place);
+    let established = Box::pin(async move { establish(&pod, socket, from).await });
+    async move {
+        if let Some(Carried { record, relay, place }) = established.await {
+            record.finish(relay.await);
+            drop(place);
+        }
     }
 }
 

@@ -13,7 +13,6 @@ mod flow;
 mod liveness;
 mod outcome;
 mod pool;
-mod read_ahead;
 mod relay;
 mod request;
 mod serve;

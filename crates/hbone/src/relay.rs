@@ -15,7 +15,6 @@ use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::ReadHalf;
 
-pub(crate) use chunk::ChunkSize;
 pub use plain::relay_plain;
 pub(crate) use tunnel::{Stream, relay_tunnel};
 

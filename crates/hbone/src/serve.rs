@@ -26,7 +26,6 @@ use crate::flow::{
     MAX_REQUEST_HEADER_BYTES, MAX_SEND_BUFFER_BYTES, STREAM_WINDOW, Unread,
 };
 use crate::outcome::{End, Hooks, Relay, Side};
-use crate::read_ahead::ReadAhead;
 use crate::relay::{self, Stream};
 use crate::request::{self, ConnectHeaders, Malformed, Request};
 use crate::socket::{Held, KEEPALIVE, prepare};
@@ -116,7 +115,7 @@ pub async fn serve<H: Handler>(
 ) -> Result<Served, ServeError> {
     let peer_addr = DownstreamAddr::new(socket.peer_addr().map_err(ServeError::Socket)?);
     prepare(&socket, KEEPALIVE).map_err(ServeError::Socket)?;
-    let (mut tls, peer) = loam_tls::accept(ReadAhead::new(socket), credentials).await?;
+    let (mut tls, peer) = loam_tls::accept(socket, credentials).await?;
     tls.get_mut().1.set_buffer_limit(Some(MAX_BATCH_BYTES));
     let (io, outlet) = batched(tls);
     let handshake = Builder::new()
@@ -227,7 +226,7 @@ struct Tunnel {
     early_resets: AtomicUsize,
 }
 
-type Io = TlsStream<ReadAhead<TcpStream>>;
+type Io = TlsStream<TcpStream>;
 
 struct Driver {
     connection: Connection<Batched<Io>, Bytes>,

@@ -22,7 +22,6 @@ use crate::flow::{
     CONNECTION_WINDOW, DATA_FRAME_BUDGET, MAX_FRAME_BYTES, MAX_LOCAL_ERROR_RESETS, MAX_RESPONSE_HEADER_BYTES,
     MAX_SEND_BUFFER_BYTES, STREAM_WINDOW, Unread,
 };
-use crate::read_ahead::ReadAhead;
 use crate::socket::prepare;
 use crate::transport::{Batched, MAX_BATCH_BYTES, batched};
 use crate::upkeep::{Loss, Upkeep};
@@ -74,7 +73,7 @@ impl Tunnel {
     }
 }
 
-type Io = TlsStream<ReadAhead<TcpStream>>;
+type Io = TlsStream<TcpStream>;
 
 /// Dials a tunnel and keeps it until it is closed or dies.
 pub(super) async fn run(
@@ -126,8 +125,7 @@ async fn establish(
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map_err(dial_error)?;
     prepare(&socket, config.keepalive).map_err(dial_error)?;
-    let (mut tls, _peer) =
-        loam_tls::connect(ReadAhead::new(socket), &request.credentials, key.expect()).await.map_err(tls_error)?;
+    let (mut tls, _peer) = loam_tls::connect(socket, &request.credentials, key.expect()).await.map_err(tls_error)?;
     tls.get_mut().1.set_buffer_limit(Some(MAX_BATCH_BYTES));
     let (io, outlet) = batched(tls);
     let (requests, mut connection) = Builder::new()

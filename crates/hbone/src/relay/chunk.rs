@@ -7,16 +7,16 @@ const SIZES: [usize; 4] = [2 << 10, 16 << 10, 64 << 10, 256 << 10];
 /// Grows with reads that fill the buffer and shrinks with those that leave it nearly empty, so that a burst is fast
 /// after three reads and a quiet connection costs 2 KiB, and that only while bytes are there.
 #[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct ChunkSize(usize);
+pub(super) struct ChunkSize(usize);
 
 impl ChunkSize {
     /// Bytes of the next read.
-    pub(crate) fn bytes(self) -> usize {
+    pub(super) fn bytes(self) -> usize {
         SIZES[self.0]
     }
 
     /// Learns from a read of `n` bytes into a buffer of `capacity`.
-    pub(crate) fn learn(&mut self, n: usize, capacity: usize) {
+    pub(super) fn learn(&mut self, n: usize, capacity: usize) {
         if n == self.bytes() {
             self.0 = (self.0 + 1).min(SIZES.len() - 1);
         } else if n < capacity && n < self.bytes() / 8 {
