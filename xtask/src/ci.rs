@@ -59,6 +59,8 @@ fn dependencies() -> Result<()> {
             ["install", "cargo-deny", "--version", DENY_VERSION, "--locked", "--no-default-features", "--quiet"];
         succeed(cargo().args(install))?;
     }
+    // Also what only other systems need: it is in the lock file and is judged, but nothing here has fetched it.
+    succeed(cargo().args(["fetch", "--locked", "--quiet"]))?;
     succeed(cargo().args(["deny", "--offline", "--log-level", "error", "check", "bans", "licenses", "sources"]))
 }
 
