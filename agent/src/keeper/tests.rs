@@ -82,6 +82,14 @@ impl Rig {
         assert_eq!((welcome.version, &welcome.error[..]), (VERSION, ""));
         Ztunnel { socket }
     }
+
+    /// An agent that has given the maps, and a ztunnel that has been told of all pods.
+    async fn ready(&self, maps: &Maps) -> (AgentClient, Ztunnel) {
+        let (agent, ztunnel) = (self.agent().await, self.ztunnel().await);
+        maps.give(&agent).await;
+        ztunnel.snapshot_sent().await;
+        (agent, ztunnel)
+    }
 }
 
 impl Drop for Rig {
@@ -291,9 +299,7 @@ async fn a_pod_gets_listeners_slots_and_exempt_sockets_of_its_own_namespace() {
         return;
     }
     let (rig, maps, netns) = (Rig::start(Duration::ZERO), Maps::new(), fresh());
-    let (agent, ztunnel) = (rig.agent().await, rig.ztunnel().await);
-    maps.give(&agent).await;
-    ztunnel.snapshot_sent().await;
+    let (agent, ztunnel) = rig.ready(&maps).await;
     let (added, pod, listeners) = add(&agent, &ztunnel, "a", 3, &netns).await;
     assert!(added.serving, "{added:?}");
     assert_eq!(maps.filled(3), [true; 4]);
@@ -334,9 +340,7 @@ async fn a_slot_that_was_lost_is_filled_again_by_a_check() {
         return;
     }
     let (rig, maps, netns) = (Rig::start(Duration::ZERO), Maps::new(), fresh());
-    let (agent, ztunnel) = (rig.agent().await, rig.ztunnel().await);
-    maps.give(&agent).await;
-    ztunnel.snapshot_sent().await;
+    let (agent, ztunnel) = rig.ready(&maps).await;
     add(&agent, &ztunnel, "a", 0, &netns).await;
     let map = Map::from_fd(maps.listeners.try_clone().unwrap(), MapType::SockMap, 4, 4).unwrap();
     map.delete(&slot(0, Slot::Hbone).to_ne_bytes()).unwrap();
@@ -351,9 +355,7 @@ async fn a_connection_waits_within_the_grace_for_the_next_ztunnel() {
         return;
     }
     let (rig, maps, netns) = (Rig::start(PATIENCE), Maps::new(), fresh());
-    let (agent, ztunnel) = (rig.agent().await, rig.ztunnel().await);
-    maps.give(&agent).await;
-    ztunnel.snapshot_sent().await;
+    let (agent, ztunnel) = rig.ready(&maps).await;
     add(&agent, &ztunnel, "a", 0, &netns).await;
     drop(ztunnel);
     let waiting = dial(&netns, 15001).unwrap();
@@ -372,9 +374,7 @@ async fn after_the_grace_waiting_and_coming_connections_are_reset_and_slots_empt
         return;
     }
     let (rig, maps, netns) = (Rig::start(Duration::from_millis(20)), Maps::new(), fresh());
-    let (agent, ztunnel) = (rig.agent().await, rig.ztunnel().await);
-    maps.give(&agent).await;
-    ztunnel.snapshot_sent().await;
+    let (agent, ztunnel) = rig.ready(&maps).await;
     add(&agent, &ztunnel, "a", 0, &netns).await;
     let waiting = dial(&netns, 15006).unwrap();
     drop(ztunnel);
@@ -399,9 +399,7 @@ async fn a_drained_pod_leaves_nothing_in_its_namespace() {
         return;
     }
     let (rig, maps, netns) = (Rig::start(Duration::ZERO), Maps::new(), fresh());
-    let (agent, ztunnel) = (rig.agent().await, rig.ztunnel().await);
-    maps.give(&agent).await;
-    ztunnel.snapshot_sent().await;
+    let (agent, ztunnel) = rig.ready(&maps).await;
     let (_, pod, listeners) = add(&agent, &ztunnel, "a", 0, &netns).await;
     drop(listeners);
     assert!(agent.remove_pod("a").await.unwrap());
@@ -471,9 +469,7 @@ async fn names_are_switched_off_and_on_with_the_listeners_that_are_there() {
         return;
     }
     let (rig, maps, netns) = (Rig::start(Duration::ZERO), Maps::new(), fresh());
-    let (agent, ztunnel) = (rig.agent().await, rig.ztunnel().await);
-    maps.give(&agent).await;
-    ztunnel.snapshot_sent().await;
+    let (agent, ztunnel) = rig.ready(&maps).await;
     let mut held = Vec::new();
     for (dns, expected) in [(false, 3), (true, 9), (false, 3), (true, 9)] {
         let info = PodInfo { dns, ..info("a") };
@@ -564,9 +560,7 @@ async fn a_new_keeper_takes_the_listeners_that_a_ztunnel_kept_alive() {
         return;
     }
     let (mut rig, maps, netns) = (Rig::start(Duration::ZERO), Maps::new(), fresh());
-    let (agent, ztunnel) = (rig.agent().await, rig.ztunnel().await);
-    maps.give(&agent).await;
-    ztunnel.snapshot_sent().await;
+    let (agent, ztunnel) = rig.ready(&maps).await;
     let (_, _, kept) = add(&agent, &ztunnel, "a", 0, &netns).await;
     rig.stop().await;
     drop((agent, ztunnel));
@@ -599,9 +593,7 @@ async fn listeners_of_another_namespace_are_not_taken() {
         return;
     }
     let (rig, maps, netns) = (Rig::start(Duration::ZERO), Maps::new(), fresh());
-    let (agent, ztunnel) = (rig.agent().await, rig.ztunnel().await);
-    maps.give(&agent).await;
-    ztunnel.snapshot_sent().await;
+    let (agent, ztunnel) = rig.ready(&maps).await;
     let foreign = fresh();
     let fakes = ListenerKind::ALL
         .map(|kind| inside(Some(foreign.as_fd()), || TcpListener::bind((Ipv6Addr::UNSPECIFIED, kind.port())).unwrap()));

@@ -364,12 +364,8 @@ fn whatever_the_order_of_entries_and_pods_the_result_is_the_same() {
     let whole = World::of(&documents.concat());
     let mut seed = 11_u64;
     for _ in 0..200 {
-        let mut order: Vec<usize> = (0..documents.len()).collect();
+        let order = super::shuffled(documents.len(), &mut seed);
         let mut world = World::new();
-        for i in (1..order.len()).rev() {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            order.swap(i, usize::try_from(seed >> 33).unwrap() % (i + 1));
-        }
         for i in &order {
             world.apply(&documents[*i]);
         }
