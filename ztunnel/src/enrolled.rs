@@ -155,11 +155,6 @@ impl Enrolled {
         }
     }
 
-    /// The same for connections that the pod opened.
-    pub(crate) fn end_of_outbound(&self) -> impl Future<Output = Reason> + Send + use<> {
-        self.end_of_all()
-    }
-
     async fn listen(self: Arc<Self>, kind: ListenerKind) {
         // The drain must not end before the last waiting connection was accepted and has its own guard.
         let _guard = self.drain.guard();

@@ -66,7 +66,7 @@ async fn establish(pod: &Arc<Enrolled>, socket: TcpStream, from: SocketAddr) -> 
     match try_endpoints(&pod.proxy().endpoints, &mut call).await {
         Ok((upstream, place)) => {
             let record = record.open();
-            let hooks = Hooks::abort_on(pod.end_of_outbound()).meter(record.meter());
+            let hooks = Hooks::abort_on(pod.end_of_all()).meter(record.meter());
             let relay = match upstream {
                 Upstream::Plain(stream) => relay_plain(socket, stream, hooks),
                 Upstream::Tunnel(opened) => opened.carry(socket, hooks),

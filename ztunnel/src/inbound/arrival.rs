@@ -41,27 +41,31 @@ impl Arrival {
     pub(super) async fn permit(
         &mut self,
         pod: &Enrolled,
-        local: &Arc<Workload>,
+        known: &Arc<Workload>,
         record: &mut Record,
     ) -> Result<(), Refused> {
-        let mut judgements = self.judgements.clone();
-        let current = || pod.known_workload().unwrap_or_else(|| local.clone());
+        let current = || pod.known_workload().unwrap_or_else(|| known.clone());
         let snapshot = || Arc::clone(&pod.proxy().mesh.load());
-        let settled = settled(&mut judgements, || authz::judge(&snapshot(), &current(), &self.facts()));
-        tokio::select! {
-            biased;
-            _ = timeout(POLICY_WAIT, settled) => {}
-            reason = pod.end_of_all() => return Err((reason, "this process ends".to_owned())),
+        let (mut asked, mut local) = (snapshot(), current());
+        let mut verdict = authz::judge(&asked, &local, &self.facts());
+        if verdict.is_pending() {
+            let mut judgements = self.judgements.clone();
+            let settled = settled(&mut judgements, || authz::judge(&snapshot(), &current(), &self.facts()));
+            tokio::select! {
+                biased;
+                _ = timeout(POLICY_WAIT, settled) => {}
+                reason = pod.end_of_all() => return Err((reason, "this process ends".to_owned())),
+            }
+            (asked, local) = (snapshot(), current());
+            verdict = authz::judge(&asked, &local, &self.facts());
         }
-        let (snapshot, local) = (snapshot(), current());
         let facts = record.facts();
         facts.addr = self.upstream;
-        let verdict = authz::judge(&snapshot, &local, &self.facts());
-        facts.dry_run = authz::dry_run(&snapshot, &local, &self.facts()).map(Box::new);
+        facts.dry_run = authz::dry_run(&asked, &local, &self.facts()).map(Box::new);
         facts.verdict = Some(verdict.clone());
         match verdict {
             Verdict::Allow => Ok(()),
-            Verdict::Deny { reason, .. } => Err((reason, authz::explain(&snapshot, &local, &self.facts()).to_string())),
+            Verdict::Deny { reason, .. } => Err((reason, authz::explain(&asked, &local, &self.facts()).to_string())),
         }
     }
 
