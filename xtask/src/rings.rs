@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::io::Read;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -24,13 +26,25 @@ const NET_PACKAGE: &str = "loam-tests";
 /// What looks like a network test and is a part of one.
 const NOT_TESTS: [&str; 1] = ["a_lab_to_be_killed"];
 
-#[derive(Debug, Default, clap::Args)]
+#[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// Only this ring
     #[arg(long, value_enum)]
     ring: Option<Ring>,
+    /// How often the network ring runs; the first round with a failure is the last
+    #[arg(long, value_name = "TIMES", default_value_t = NonZeroU32::MIN)]
+    repeat: NonZeroU32,
+    /// How many network tests run at a time, each in a lab of its own
+    #[arg(long, value_name = "NUMBER", default_value_t = NonZeroU32::MIN)]
+    jobs: NonZeroU32,
     /// Only tests whose name contains this
     filter: Option<String>,
+}
+
+impl Default for Arguments {
+    fn default() -> Self {
+        Self { ring: None, repeat: NonZeroU32::MIN, jobs: NonZeroU32::MIN, filter: None }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -59,6 +73,16 @@ struct Tally {
     skipped: usize,
 }
 
+impl Tally {
+    fn add(&mut self, end: End) {
+        match end {
+            End::Passed => self.passed += 1,
+            End::Failed => self.failed += 1,
+            End::Skipped => self.skipped += 1,
+        }
+    }
+}
+
 /// Runs what is asked for; an error when a test failed.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let term = Term::new();
@@ -80,14 +104,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             unit(term, program, &filter, &mut tally)?;
         }
     }
-    if net {
-        term.heading("Network tests");
-        for program in programs.iter().filter(|p| p.package == NET_PACKAGE && p.is_integration) {
-            let is_named = |t: &str| t.contains(&filter) || program.name.contains(&filter);
-            let is_wanted = |t: &&String| is_named(t) && !NOT_TESTS.contains(&t.as_str());
-            for test in list(program, true)?.iter().filter(is_wanted) {
-                network(term, program, test, &mut tally)?;
-            }
+    let rounds = if net { arguments.repeat.get() } else { 0 };
+    for round in 1..=rounds {
+        let of = if rounds > 1 { format!(", round {round} of {rounds}") } else { String::new() };
+        term.heading(&format!("Network tests{of}"));
+        all_network(term, &programs, &filter, arguments.jobs, &mut tally)?;
+        if tally.failed > 0 {
+            break;
         }
     }
     let skipped = if tally.skipped > 0 { format!(", {} skipped", tally.skipped) } else { String::new() };
@@ -170,41 +193,64 @@ fn unit(term: Term, program: &Program, filter: &str, tally: &mut Tally) -> Resul
     tally.passed += passed;
     tally.failed += failed;
     let text = format!("{:<32} {passed:>4} passed", program.name);
-    line(term, failed == 0, &text, start.elapsed());
+    println!("{}", line(term, failed == 0, &text, start.elapsed()));
     if failed > 0 {
         println!("{output}");
     }
     Ok(())
 }
 
-/// Runs one network test in a process of its own.
-fn network(term: Term, program: &Program, test: &str, tally: &mut Tally) -> Result<()> {
+/// Runs every network test that is wanted, `jobs` at a time.
+fn all_network(term: Term, programs: &[Program], filter: &str, jobs: NonZeroU32, tally: &mut Tally) -> Result<()> {
+    let mut tests = Vec::new();
+    for program in programs.iter().filter(|p| p.package == NET_PACKAGE && p.is_integration) {
+        let is_named = |t: &String| t.contains(filter) || program.name.contains(filter);
+        let wanted = list(program, true)?.into_iter().filter(|t| is_named(t) && !NOT_TESTS.contains(&t.as_str()));
+        tests.extend(wanted.map(|test| (program, test)));
+    }
+    let (queue, tally) = (Mutex::new(tests.into_iter()), Mutex::new(tally));
+    let work = || -> Result<()> {
+        loop {
+            let next = queue.lock().expect("no worker panics").next();
+            let Some((program, test)) = next else { return Ok(()) };
+            let (end, text) = network(term, program, &test)?;
+            // The lock is also what keeps the lines of two tests apart.
+            tally.lock().expect("no worker panics").add(end);
+            println!("{text}");
+        }
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..jobs.get()).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("no worker panics"))
+    })
+}
+
+/// How a test ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Passed,
+    Failed,
+    Skipped,
+}
+
+/// Runs one network test in a process of its own; how it ended, and what is to be printed of it.
+fn network(term: Term, program: &Program, test: &str) -> Result<(End, String)> {
     let start = Instant::now();
     let mut run = command(program, &["--ignored", "--exact", test, "--nocapture", "--test-threads", "1"]);
     let (passed, output) = finish(run.env("RUST_BACKTRACE", "0"), NET_TIMEOUT)?;
-    let sentence = test.replace('_', " ");
     let file = program.name.rsplit('/').next().unwrap_or_default();
-    match (passed, output.lines().find_map(|l| l.split_once(SKIPPED)).map(|(_, why)| why)) {
-        (true, Some(why)) => {
-            tally.skipped += 1;
-            println!("  {} {file}: {sentence}  {}", term.dim("skipped"), term.dim(why));
-        }
-        (true, None) => {
-            tally.passed += 1;
-            line(term, true, &format!("{file}: {sentence}"), start.elapsed());
-        }
-        (false, _) => {
-            tally.failed += 1;
-            line(term, false, &format!("{file}: {sentence}"), start.elapsed());
-            println!("{output}");
-        }
-    }
-    Ok(())
+    let name = format!("{file}: {}", test.replace('_', " "));
+    let why = output.lines().find_map(|l| l.split_once(SKIPPED)).map(|(_, why)| why);
+    Ok(match (passed, why) {
+        (true, Some(why)) => (End::Skipped, format!("  {} {name}  {}", term.dim("skipped"), term.dim(why))),
+        (true, None) => (End::Passed, line(term, true, &name, start.elapsed())),
+        (false, _) => (End::Failed, format!("{}\n{output}", line(term, false, &name, start.elapsed()))),
+    })
 }
 
-fn line(term: Term, passed: bool, text: &str, time: Duration) {
+fn line(term: Term, passed: bool, text: &str, time: Duration) -> String {
     let verdict = if passed { term.good("ok    ") } else { term.bad("FAILED") };
-    println!("  {verdict} {:>8}  {text}", seconds(time));
+    format!("  {verdict} {:>8}  {text}", seconds(time))
 }
 
 /// Runs to the end or to the limit, and gives everything it said.
