@@ -5,7 +5,7 @@ use loam_tests::lab::Lab;
 use loam_tests::manifests::{Manifests, PodFacts};
 use loam_tests::mesh::Options;
 use loam_tests::process::SIGTERM;
-use loam_tests::report::Rate;
+use loam_tests::report::{PingPong, Rate};
 use loam_tests::scene::{SHORT, Scene, TALK, serve};
 use loam_tests::{eventually, in_lab};
 
@@ -62,6 +62,43 @@ fn a_truncated_resource_and_an_unknown_value_are_refused_by_name_and_the_rest_ap
         rate.report::<Rate>(SHORT)?.assert_all_ok()?;
         scene.mesh.wait_for_state(&[&scene.client, &scene.near, &scene.far], "enrolled")
     });
+}
+
+#[test]
+#[ignore = "network ring: cargo xtask test --ring net"]
+fn a_policy_that_cannot_be_read_denies_what_it_may_be_about_until_it_is_gone() {
+    in_lab(|lab| {
+        let scene = tampered(lab)?;
+        let Scene { client, near, far, outside, .. } = &scene;
+        let to = far.at(TALK);
+        for (name, why) in [("unknown-enum", "action: 4711 is not known"), ("truncated", "decode")] {
+            let open = client.start_pingpong(to, name)?;
+            // As it was written it allows everything.
+            scene.mesh.manifests().write("policy.yaml", &allow_all(name))?;
+            let report: PingPong = open.report(SHORT)?;
+            ensure!(report.error.is_some(), "the open connection was not cut");
+            client.assert_refused(to, SHORT)?;
+            client.assert_refused(near.at(TALK), SHORT)?;
+            client.assert_reaches(outside.at(TALK), &[outside.at(TALK)])?;
+            eventually(SHORT, || {
+                let logs = scene.mesh.ztunnel_logs();
+                let text = format!("denied by policy demo/{name}, which cannot be read (");
+                let mut lines = logs.iter().filter(|(_, line)| line.contains(&text) && line.contains(why));
+                lines.next().map(drop).with_context(|| format!("no line has {text:?} and {why:?}"))
+            })?;
+            scene.mesh.manifests().remove("policy.yaml")?;
+            eventually(SHORT, || client.assert_reaches(to, &[to]))?;
+        }
+        Ok(())
+    });
+}
+
+/// A policy of `demo` under which everybody may do everything.
+fn allow_all(name: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata:\n  namespace: demo\n  name: {name}\n\
+         spec:\n  action: ALLOW\n  rules:\n  - {{}}\n"
+    )
 }
 
 #[test]

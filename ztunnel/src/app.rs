@@ -92,7 +92,7 @@ async fn serve(config: Config, telemetry: &Telemetry, data: Handle) -> Result<()
         node(&config),
         [ADDRESS_TYPE, AUTHORIZATION_TYPE],
         Control::new(&config),
-        Feed::new(mesh.clone(), metrics.clone()),
+        Feed::new(mesh.clone(), metrics.clone(), config.root_namespace.clone()),
     );
     background.spawn(follow_configuration(client.state(), configured, metrics.clone()));
     background.spawn(async { match client.run().await {} });

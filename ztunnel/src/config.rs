@@ -39,6 +39,9 @@ pub struct Flags {
     /// Name of the network that this node's addresses belong to.
     #[arg(long, env = "NETWORK", default_value = "")]
     network: String,
+    /// Namespace whose policies are about the whole mesh.
+    #[arg(long, env = "ROOT_NAMESPACE", default_value = "istio-system")]
+    root_namespace: String,
     /// Where the administration interface listens; it has no authentication of its own.
     #[arg(long, env = "ADMIN_ADDRESS", default_value = "127.0.0.1:15000")]
     admin_address: SocketAddr,
@@ -86,6 +89,8 @@ pub struct Config {
     pub trust_domain: TrustDomain,
     /// Own network.
     pub network: Arc<str>,
+    /// Namespace of the mesh's policies.
+    pub root_namespace: Arc<str>,
     /// Administration interface.
     pub admin_address: SocketAddr,
     /// Metrics.
@@ -156,6 +161,7 @@ impl TryFrom<Flags> for Config {
             cluster: flags.cluster.into(),
             trust_domain,
             network: flags.network.into(),
+            root_namespace: flags.root_namespace.into(),
             admin_address: flags.admin_address,
             metrics_address: flags.metrics_address,
             readiness_address: flags.readiness_address,

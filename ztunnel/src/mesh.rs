@@ -63,13 +63,15 @@ pub struct Feed {
     mesh: Arc<Mesh>,
     decoder: Decoder,
     metrics: Metrics,
+    /// The namespace whose policies are about the whole mesh.
+    root_namespace: Arc<str>,
     policies_arrived: bool,
 }
 
 impl Feed {
     /// Feeds `mesh`.
-    pub fn new(mesh: Arc<Mesh>, metrics: Metrics) -> Self {
-        Self { mesh, decoder: Decoder::default(), metrics, policies_arrived: false }
+    pub fn new(mesh: Arc<Mesh>, metrics: Metrics, root_namespace: Arc<str>) -> Self {
+        Self { mesh, decoder: Decoder::default(), metrics, root_namespace, policies_arrived: false }
     }
 }
 
@@ -88,6 +90,8 @@ impl Sink for Feed {
                 Ok(change) => changes.push(change),
                 Err(error) => {
                     let why = format!("{}: {}", error.field, error.why);
+                    let (name, body) = (&resource.name, &resource.body);
+                    changes.extend(self.decoder.doubt(&update.type_url, name, body, &self.root_namespace, &why));
                     rejected.push(Rejected { name: resource.name.clone(), why });
                 }
             }

@@ -341,7 +341,7 @@ impl Policies {
             Target::Waypoint(_) => return None,
         };
         let (key, namespace) = (name.to_string().into(), Arc::clone(&name.namespace));
-        Some(Policy { key, namespace, scope, action, dry_run: written.dry_run, rules })
+        Some(Policy { key, namespace, scope, action, dry_run: written.dry_run, rules, unreadable: None })
     }
 
     /// What is to be told about each policy, as of the last [`Policies::tell`].

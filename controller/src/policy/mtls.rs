@@ -91,5 +91,5 @@ pub fn converted_key(name: &Name) -> Arc<str> {
 fn denying(key: Arc<str>, namespace: Arc<str>, matches: Vec<Match>) -> Policy {
     let clauses = matches.into_iter().map(|m| Clause { matches: vec![m] }).collect();
     let (scope, action) = (Scope::Workload, Action::Deny);
-    Policy { key, namespace, scope, action, dry_run: false, rules: vec![Rule { clauses }] }
+    Policy { key, namespace, scope, action, dry_run: false, rules: vec![Rule { clauses }], unreadable: None }
 }

@@ -103,6 +103,21 @@ impl Decoder {
         Ok(change)
     }
 
+    /// What must be assumed where [`Decoder::decode`] gave an error because of `why`: a policy that cannot be read may
+    /// deny anything that it is about. Nothing where no decision depends on it: of an address, or of a policy that says
+    /// that it is only watched. `root` is the namespace whose policies are about the whole mesh.
+    pub fn doubt(&self, type_url: &str, name: &str, body: &[u8], root: &str, why: &str) -> Option<Change> {
+        if type_url != AUTHORIZATION_TYPE {
+            return None;
+        }
+        let message = security::Authorization::decode(body).ok();
+        if message.as_ref().is_some_and(|message| message.dry_run) {
+            return None;
+        }
+        let scope = message.and_then(|message| policies::scope(message.scope).ok());
+        Some(Change::UnreadablePolicy(Policy::unreadable(name, scope, root, why)))
+    }
+
     /// What the removal of the resource `name` of a type means. A name that nothing can have means nothing.
     pub fn removed(&self, type_url: &str, name: &str) -> Vec<Change> {
         match type_url {

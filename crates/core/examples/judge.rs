@@ -99,6 +99,7 @@ fn mesh(policies: usize, scope: Scope, action: Action, make: Make) -> Result<(Sn
         action,
         dry_run: false,
         rules: vec![Rule { clauses: vec![Clause { matches: vec![make(i)] }] }],
+        unreadable: None,
     };
     let uid = WorkloadUid::of_pod("Kubernetes", "shop", "api-1");
     let mut workload = Workload::new(uid.clone(), "api-1", Identity::new(TrustDomain::default(), "shop", "api")?);

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::ids::Identity;
+use crate::policy::Policy;
 use crate::reason::Reason;
 use crate::snapshot::Snapshot;
 use crate::workload::Workload;
@@ -120,8 +121,13 @@ impl Applying<'_> {
         self.sets().all(Set::is_empty)
     }
 
+    /// The policy that denies a connection, whatever else allows it.
+    fn denying(&self, connection: &Connection<'_>) -> Option<&Arc<Policy>> {
+        self.sets().find_map(|set| set.deny.first(connection))
+    }
+
     fn verdict(&self, connection: &Connection<'_>) -> Verdict {
-        if let Some(policy) = self.sets().find_map(|set| set.deny.first(connection)) {
+        if let Some(policy) = self.denying(connection) {
             return Verdict::denied(Some(&policy.key));
         }
         match self.missing {

@@ -21,6 +21,30 @@ pub struct Policy {
     pub dry_run: bool,
     /// Alternatives: one that matches is enough.
     pub rules: Vec<Rule>,
+    /// Why it could not be read, where it only stands for a policy that could not be.
+    pub unreadable: Option<Arc<str>>,
+}
+
+impl Policy {
+    /// Stands for a policy that could not be read, because of `why`. What it says is in doubt, so it denies everything
+    /// that it may be about: what `scope` says where that much could be read; else the whole mesh if its namespace is
+    /// `root`, which holds policies of the mesh, or cannot be told, and its namespace if not.
+    pub fn unreadable(key: &str, scope: Option<Scope>, root: &str, why: &str) -> Self {
+        let namespace = key.split_once('/').map(|(namespace, _)| namespace);
+        let scope = scope.unwrap_or(match namespace {
+            Some(namespace) if namespace != root => Scope::Namespace,
+            Some(_) | None => Scope::Global,
+        });
+        Self {
+            key: key.into(),
+            namespace: namespace.unwrap_or_default().into(),
+            scope,
+            action: Action::Deny,
+            dry_run: false,
+            rules: vec![Rule::default()],
+            unreadable: Some(why.into()),
+        }
+    }
 }
 
 /// Which workloads a policy is about.

@@ -35,6 +35,9 @@ pub enum Change {
     RemoveService(ServiceKey),
     /// A policy appeared or is different.
     Policy(Policy),
+    /// A policy that cannot be read appeared, for which [`Policy::unreadable`] stands. Where a version is known that
+    /// could be read, that stays in force.
+    UnreadablePolicy(Policy),
     /// A policy is gone.
     RemovePolicy(Arc<str>),
     /// The control plane has told of all its policies, perhaps of none.
@@ -107,6 +110,7 @@ impl Snapshot {
                 Change::Service(service) => self.put_service(Arc::new(service), &mut dirty),
                 Change::RemoveService(key) => self.remove_service(&key, &mut dirty),
                 Change::Policy(policy) => self.policies.put(policy),
+                Change::UnreadablePolicy(stand_in) => self.policies.put_unreadable(stand_in),
                 Change::RemovePolicy(key) => self.policies.remove(&key),
                 Change::PoliciesArrived => self.policies.arrived(),
             }

@@ -14,7 +14,9 @@ use anyhow::{Context, Result};
 use bytes::{Buf, BufMut, Bytes};
 use futures_util::{Stream, StreamExt};
 use loam_api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use loam_api::security::Authorization;
 use loam_api::workload::{Address, address};
+use loam_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 use loam_controller::ca::authority::{Authority, ROOT_FILE};
 use loam_controller::serve;
 use loam_core::ids::TrustDomain;
@@ -28,9 +30,9 @@ use tonic::server::{NamedService, StreamingService};
 use tonic::transport::{Channel, Server};
 use tonic::{Request, Response, Status, Streaming};
 
-/// A pod of this name comes without its last byte.
+/// A pod or policy of this name comes without its last byte.
 const TRUNCATED: &str = "truncated";
-/// A pod of this name has a tunnel protocol that nobody knows.
+/// A pod of this name has a tunnel protocol that nobody knows, a policy an action.
 const UNKNOWN_ENUM: &str = "unknown-enum";
 /// The first message with a pod of this name ends before its end.
 const CUT_MESSAGE: &str = "cut-message";
@@ -114,9 +116,9 @@ fn tell_refusal(request: &Bytes) {
 
 fn tamper(bytes: Bytes, has_cut: &AtomicBool) -> Bytes {
     let Ok(mut response) = DeltaDiscoveryResponse::decode(bytes.clone()) else { return bytes };
-    let is_in = |name: &str| response.resources.iter().any(|resource| is_pod(resource, name));
+    let is_in = |name: &str| response.resources.iter().any(|resource| is_called(resource, name));
     let cut = is_in(CUT_MESSAGE) && !has_cut.swap(true, Ordering::Relaxed);
-    response.resources.iter_mut().for_each(spoil);
+    response.resources.iter_mut().for_each(|resource| spoil(resource, &response.type_url));
     let mut bytes = response.encode_to_vec();
     if cut {
         println!("cut");
@@ -125,17 +127,25 @@ fn tamper(bytes: Bytes, has_cut: &AtomicBool) -> Bytes {
     bytes.into()
 }
 
-fn is_pod(resource: &Resource, name: &str) -> bool {
+fn is_called(resource: &Resource, name: &str) -> bool {
     resource.name.rsplit('/').next() == Some(name)
 }
 
-fn spoil(resource: &mut Resource) {
-    let (truncated, unknown) = (is_pod(resource, TRUNCATED), is_pod(resource, UNKNOWN_ENUM));
+fn spoil(resource: &mut Resource, type_url: &str) {
+    let (truncated, unknown) = (is_called(resource, TRUNCATED), is_called(resource, UNKNOWN_ENUM));
     let Some(body) = &mut resource.resource else { return };
     if truncated {
         body.value.truncate(body.value.len().saturating_sub(1));
     }
     if unknown
+        && type_url == AUTHORIZATION_TYPE
+        && let Ok(mut policy) = Authorization::decode(&*body.value)
+    {
+        policy.action = UNKNOWN;
+        body.value = policy.encode_to_vec().into();
+    }
+    if unknown
+        && type_url == ADDRESS_TYPE
         && let Ok(mut address) = Address::decode(&*body.value)
         && let Some(address::Type::Workload(workload)) = &mut address.r#type
     {

@@ -115,7 +115,15 @@ mod tests {
         let m = Match { namespaces: vec![StringMatch::Exact(namespace.into())], ..Match::default() };
         let key = format!("shop/{}{namespace}", if dry_run { "trial-" } else { "" });
         let rules = vec![Rule { clauses: vec![Clause { matches: vec![m] }] }];
-        Policy { key: key.into(), namespace: "shop".into(), scope: Scope::Namespace, action, dry_run, rules }
+        Policy {
+            key: key.into(),
+            namespace: "shop".into(),
+            scope: Scope::Namespace,
+            action,
+            dry_run,
+            rules,
+            unreadable: None,
+        }
     }
 
     /// The sources of `admin`'s tests, whose one workload is shop/web-1 at 10.0.1.5, with policies.

@@ -15,12 +15,7 @@ pub(super) fn read(interner: &mut Interner, message: wire::Authorization) -> Res
     if namespace.contains('/') {
         return Err(FieldError::new("namespace", format!("{namespace:?} has a slash")));
     }
-    let scope = match wire::Scope::try_from(message.scope) {
-        Ok(wire::Scope::Global) => Scope::Global,
-        Ok(wire::Scope::Namespace) => Scope::Namespace,
-        Ok(wire::Scope::WorkloadSelector) => Scope::Workload,
-        Err(_) => return Err(FieldError::new("scope", format!("{} is not known", message.scope))),
-    };
+    let scope = scope(message.scope)?;
     let action = match wire::Action::try_from(message.action) {
         Ok(wire::Action::Allow) => Action::Allow,
         Ok(wire::Action::Deny) => Action::Deny,
@@ -43,7 +38,17 @@ pub(super) fn read(interner: &mut Interner, message: wire::Authorization) -> Res
         action,
         dry_run: message.dry_run,
         rules,
+        unreadable: None,
     })
+}
+
+pub(super) fn scope(value: i32) -> Result<Scope, FieldError> {
+    match wire::Scope::try_from(value) {
+        Ok(wire::Scope::Global) => Ok(Scope::Global),
+        Ok(wire::Scope::Namespace) => Ok(Scope::Namespace),
+        Ok(wire::Scope::WorkloadSelector) => Ok(Scope::Workload),
+        Err(_) => Err(FieldError::new("scope", format!("{value} is not known"))),
+    }
 }
 
 fn read_match(interner: &mut Interner, m: &wire::Match) -> Result<Match, FieldError> {

@@ -1,4 +1,5 @@
 use bytes::Bytes;
+use loam_core::policy::Scope;
 use loam_core::snapshot::Snapshot;
 
 use super::*;
@@ -269,6 +270,34 @@ fn a_broken_message_is_refused_and_an_unknown_field_is_not() {
     assert!(decoder.decode(ADDRESS_TYPE, &name, &extended).is_ok());
     // A group within a group, without end.
     assert!(decoder.decode(ADDRESS_TYPE, &name, &[0x0b; 1000]).is_err());
+}
+
+#[test]
+fn doubt_about_a_policy_is_as_wide_as_what_could_be_read_of_it() {
+    let decoder = Decoder::default();
+    let doubt = |name: &str, body: &[u8]| match decoder.doubt(AUTHORIZATION_TYPE, name, body, "root", "why") {
+        Some(Change::UnreadablePolicy(policy)) => Some((policy.key.to_string(), policy.scope)),
+        None => None,
+        Some(other) => panic!("{other:?}"),
+    };
+    let with = |edit: &dyn Fn(&mut security::Authorization)| {
+        let mut message = full_policy();
+        message.action = 4711;
+        message.dry_run = false;
+        edit(&mut message);
+        message.encode_to_vec()
+    };
+    let of = |name: &str, scope| Some((name.to_owned(), scope));
+    assert_eq!(doubt("shop/p", &with(&|m| m.scope = 0)), of("shop/p", Scope::Global));
+    assert_eq!(doubt("root/p", &with(&|m| m.scope = 1)), of("root/p", Scope::Namespace));
+    assert_eq!(doubt("root/p", &with(&|m| m.scope = 2)), of("root/p", Scope::Workload));
+    assert_eq!(doubt("shop/p", &with(&|m| m.scope = 3)), of("shop/p", Scope::Namespace));
+    assert_eq!(doubt("root/p", &with(&|m| m.scope = 3)), of("root/p", Scope::Global));
+    assert_eq!(doubt("shop/p", &[0x0b]), of("shop/p", Scope::Namespace));
+    assert_eq!(doubt("root/p", &[0x0b]), of("root/p", Scope::Global));
+    // It says itself that nothing depends on it.
+    assert_eq!(doubt("shop/p", &with(&|m| m.dry_run = true)), None);
+    assert!(decoder.doubt(ADDRESS_TYPE, "shop/p", &[0x0b], "root", "why").is_none());
 }
 
 #[test]

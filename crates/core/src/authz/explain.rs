@@ -20,6 +20,8 @@ pub const MAX_VALUES: usize = 3;
 pub struct Explanation {
     /// The verdict.
     pub verdict: Verdict,
+    /// Why the policy that denies it cannot be read, where that is why it denies.
+    pub unreadable: Option<Arc<str>>,
     /// One of the policies that allow it, where such policies apply and one fits.
     pub allowed_by: Option<Arc<str>>,
     /// Where no policy allows it: policies that might have, nearest first, and what of each did not match. At most
@@ -55,11 +57,12 @@ pub fn explain(snapshot: &Snapshot, destination: &Workload, facts: &Facts<'_>) -
         Verdict::Allow => allowing().find_map(|index| index.first(&connection)).map(|policy| policy.key.clone()),
         Verdict::Deny { .. } => None,
     };
+    let unreadable = applying.denying(&connection).and_then(|policy| policy.unreadable.clone());
     let (missed, more_missed) = match &verdict {
         Verdict::Deny { policy: None, .. } if !verdict.is_pending() => missed(&applying, &connection),
         Verdict::Deny { .. } | Verdict::Allow => (Vec::new(), 0),
     };
-    Explanation { verdict, allowed_by, missed, more_missed, dry_run }
+    Explanation { verdict, unreadable, allowed_by, missed, more_missed, dry_run }
 }
 
 fn missed(applying: &Applying<'_>, connection: &Connection<'_>) -> (Vec<Miss>, usize) {
@@ -174,6 +177,9 @@ impl fmt::Display for Miss {
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.verdict)?;
+        if let Some(why) = &self.unreadable {
+            write!(f, ", which cannot be read ({why}), so nothing that it may be about passes")?;
+        }
         if let Some(policy) = &self.allowed_by {
             write!(f, " by policy {policy}")?;
         }

@@ -13,7 +13,7 @@ const POD: &str = "pod shop/api-1 10.0.0.2 hbone policies=";
 
 fn policy(key: &str, scope: Scope, action: Action, rules: Vec<Rule>) -> Change {
     let namespace = key.split_once('/').unwrap().0.into();
-    Change::Policy(Policy { key: key.into(), namespace, scope, action, dry_run: false, rules })
+    Change::Policy(Policy { key: key.into(), namespace, scope, action, dry_run: false, rules, unreadable: None })
 }
 
 fn rule(m: Match) -> Vec<Rule> {
@@ -339,4 +339,52 @@ fn only_policies_that_apply_make_connections_to_be_judged_again() {
     assert_eq!(moved(vec![put("shop/nobody", Scope::Workload, 1)]), "");
     // Still in force where it is listed.
     assert_eq!(moved(vec![Change::RemovePolicy("shop/p".into())]), "");
+}
+
+#[test]
+fn a_policy_that_cannot_be_read_denies_what_it_may_be_about() {
+    let scope = |key, scope| Policy::unreadable(key, scope, "root", "why").scope;
+    assert_eq!(scope("shop/p", None), Scope::Namespace);
+    assert_eq!(scope("root/p", None), Scope::Global);
+    assert_eq!(scope("p", None), Scope::Global);
+    for read in [Scope::Global, Scope::Namespace, Scope::Workload] {
+        assert_eq!(scope("root/p", Some(read)), read);
+    }
+
+    let doubt = |key, scope| vec![Change::UnreadablePolicy(Policy::unreadable(key, scope, "root", "rules: why"))];
+    for (listed, key, scope, verdict) in [
+        ("x/y", "shop/p", None, "denied shop/p"),
+        ("x/y", "root/p", None, "denied root/p"),
+        ("x/y", "bank/p", None, "policy_pending x/y"),
+        ("bank/p", "bank/p", Some(Scope::Workload), "denied bank/p"),
+        ("x/y", "bank/p", Some(Scope::Workload), "policy_pending x/y"),
+    ] {
+        assert_eq!(judged(listed, doubt(key, scope), Some("a")), verdict, "{key} {scope:?}");
+    }
+    let mesh = mesh("pod shop/api-1 10.0.0.2 hbone").apply(doubt("shop/p", None));
+    let workload = mesh.workload(&uid("shop/api-1")).unwrap();
+    let told = explain(&mesh, workload, &facts(None)).to_string();
+    let expected = "denied by policy shop/p, which cannot be read (rules: why), so nothing that it may be about passes";
+    assert_eq!(told, expected);
+}
+
+#[test]
+fn a_version_that_could_be_read_stays_in_force_when_the_next_cannot() {
+    let doubt = || Change::UnreadablePolicy(Policy::unreadable("shop/p", None, "root", "why"));
+    let readable = || policy("shop/p", Scope::Namespace, Action::Allow, rule(from_namespace("a")));
+    let mut mesh = mesh("pod shop/api-1 10.0.0.2 hbone");
+    for (change, of_a, of_b) in [
+        (readable(), "allow", "denied -"),
+        (doubt(), "allow", "denied -"),
+        (Change::RemovePolicy("shop/p".into()), "allow", "allow"),
+        (doubt(), "denied shop/p", "denied shop/p"),
+        (readable(), "allow", "denied -"),
+        (Change::RemovePolicy("shop/p".into()), "allow", "allow"),
+        (doubt(), "denied shop/p", "denied shop/p"),
+        (Change::RemovePolicy("shop/p".into()), "allow", "allow"),
+    ] {
+        let step = format!("{change:?}");
+        mesh = mesh.apply(vec![change]);
+        assert_eq!([judge_in(&mesh, Some("a")), judge_in(&mesh, Some("b"))], [of_a, of_b], "{step}");
+    }
 }

@@ -227,6 +227,13 @@ impl Policies {
         self.by_key.insert(Known { policy: Some(policy), removed: false, ..known });
     }
 
+    /// Takes what stands for a policy that cannot be read, unless a version of it is known that could be.
+    pub(super) fn put_unreadable(&mut self, stand_in: Policy) {
+        if self.get(&stand_in.key).is_none_or(|known| known.unreadable.is_some()) {
+            self.put(stand_in);
+        }
+    }
+
     pub(super) fn remove(&mut self, key: &str) {
         if self.get(key).is_none() {
             return;

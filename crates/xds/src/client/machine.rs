@@ -121,15 +121,20 @@ impl Machine {
     }
 
     /// The answer to an update that was applied but for `rejected`. The versions of what was applied are remembered;
-    /// a rejected resource keeps its former version, so that the server knows to send it again.
+    /// a rejected resource keeps its former version, or one that nothing has, so that the server knows to send it
+    /// again, and to tell of its removal.
     pub fn answer(&mut self, nonce: String, update: &Update, rejected: &[Rejected]) -> DeltaDiscoveryRequest {
         if let Some(state) = self.types.get_mut(update.type_url.as_str()) {
             for name in &update.removed {
                 state.versions.remove(&**name);
             }
             let rejected: HashSet<&str> = rejected.iter().map(|r| &*r.name).collect();
-            for resource in update.resources.iter().filter(|r| !rejected.contains(&*r.name)) {
-                state.versions.insert(resource.name.as_str().into(), resource.version.as_str().into());
+            for resource in &update.resources {
+                let name = resource.name.as_str();
+                match rejected.contains(name) {
+                    false => drop(state.versions.insert(name.into(), resource.version.as_str().into())),
+                    true => drop(state.versions.entry(name.into()).or_insert(Version::Text("".into()))),
+                }
             }
             state.synced = true;
         }
@@ -221,7 +226,7 @@ mod tests {
         assert_eq!(answer.response_nonce, "n");
         assert_eq!(answer.error_detail.unwrap().message, "bad: no address");
         let held = &machine.subscribe()[0].initial_resource_versions;
-        assert_eq!(held.keys().collect::<Vec<_>>(), ["good"]);
+        assert_eq!(*held, BTreeMap::from([("bad".into(), String::new()), ("good".into(), "1".into())]));
     }
 
     #[test]

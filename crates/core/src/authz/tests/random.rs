@@ -43,6 +43,7 @@ impl Random {
             action: self.of(&[Action::Allow, Action::Allow, Action::Deny]),
             dry_run: self.one_in(6),
             rules,
+            unreadable: None,
         }
     }
 
