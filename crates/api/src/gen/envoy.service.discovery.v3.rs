@@ -33,6 +33,9 @@ pub struct DeltaDiscoveryResponse {
     pub nonce: ::prost::alloc::string::String,
     #[prost(string, repeated, tag = "6")]
     pub removed_resources: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Ours: what was asked for does not fit into this response, and the rest follows. Others answer in one piece.
+    #[prost(bool, tag = "1000")]
+    pub more: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Resource {

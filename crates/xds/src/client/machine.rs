@@ -28,6 +28,8 @@ pub struct Update {
     pub resources: Vec<Resource>,
     /// Gone.
     pub removed: Vec<String>,
+    /// Whether more follows of what was asked for.
+    pub more: bool,
 }
 
 /// A resource that was not applied; what was there under its name before stays.
@@ -115,8 +117,12 @@ impl Machine {
             version: resource.version,
             body: resource.resource.map(|any| any.value).unwrap_or_default(),
         });
-        let update =
-            Update { resources: resources.collect(), removed: response.removed_resources, type_url: response.type_url };
+        let update = Update {
+            resources: resources.collect(),
+            removed: response.removed_resources,
+            more: response.more,
+            type_url: response.type_url,
+        };
         Some((response.nonce, update))
     }
 
@@ -136,7 +142,7 @@ impl Machine {
                     true => drop(state.versions.entry(name.into()).or_insert(Version::Text("".into()))),
                 }
             }
-            state.synced = true;
+            state.synced |= !update.more;
         }
         DeltaDiscoveryRequest {
             type_url: update.type_url.clone(),
@@ -146,7 +152,7 @@ impl Machine {
         }
     }
 
-    /// Whether every type was answered and acknowledged once.
+    /// Whether every type was once answered to the end and acknowledged.
     pub fn is_synced(&self) -> bool {
         self.types.values().all(|state| state.synced)
     }
@@ -198,6 +204,17 @@ mod tests {
         assert!(!machine.is_synced());
         apply(&mut machine, response(B, &[], &[]), &[]);
         assert!(machine.is_synced());
+    }
+
+    #[test]
+    fn it_is_not_synced_in_the_middle_of_an_answer() {
+        let mut machine = Machine::new(Node::default(), [A]);
+        apply(&mut machine, DeltaDiscoveryResponse { more: true, ..response(A, &[("x", "1")], &[]) }, &[]);
+        assert!(!machine.is_synced());
+        apply(&mut machine, response(A, &[("y", "1")], &[]), &[]);
+        assert!(machine.is_synced());
+        apply(&mut machine, DeltaDiscoveryResponse { more: true, ..response(A, &[("z", "1")], &[]) }, &[]);
+        assert!(machine.is_synced(), "later news made it forget");
     }
 
     #[test]

@@ -56,6 +56,8 @@ struct TypeState {
     held: BTreeMap<String, String>,
     first_pass_done: bool,
     answered: bool,
+    /// The last response said that more follows.
+    more: bool,
     cursor: u64,
     unacked: Option<String>,
 }
@@ -149,6 +151,7 @@ impl Machine {
                     response.removed_resources.push(name.to_string());
                 }
             }
+            response.more = batch.more;
             let empty = response.resources.is_empty() && response.removed_resources.is_empty();
             if !(batch.more && empty) {
                 if !batch.more && !state.first_pass_done {
@@ -160,11 +163,12 @@ impl Machine {
                 break;
             }
         }
-        // The first answer is owed even if it says nothing: the client waits for it to be in step.
-        if response.resources.is_empty() && response.removed_resources.is_empty() && state.answered {
+        // The first answer is owed even if it says nothing, and so is the end of one: the client waits to be in step.
+        let owed = !state.answered || state.more;
+        if response.resources.is_empty() && response.removed_resources.is_empty() && !owed {
             return Ok(None);
         }
-        state.answered = true;
+        (state.answered, state.more) = (true, response.more);
         self.last_nonce += 1;
         response.nonce = self.last_nonce.to_string();
         response.system_version_info = state.cursor.to_string();
@@ -268,14 +272,31 @@ mod tests {
         let body = "x".repeat(100);
         store.apply((0..100_000).map(|i| put(&format!("workload-{i}"), &body)));
         machine.receive(subscribe(&[], &[]), |_| true).unwrap();
-        let (mut seen, mut pieces) = (0, 0);
+        let (mut seen, mut more) = (0, Vec::new());
         while let Some(response) = machine.next(T, &store).unwrap() {
             seen += response.resources.len();
-            pieces += 1;
+            more.push(response.more);
             machine.receive(ack(&response), |_| true).unwrap();
         }
         assert_eq!(seen, 100_000);
-        assert!(pieces > 10, "{pieces} pieces");
+        assert_eq!(more.pop(), Some(false), "the last piece promises another");
+        assert!(more.len() > 10 && more.iter().all(|more| *more), "{more:?}");
+    }
+
+    #[test]
+    fn the_end_of_an_answer_is_told_even_if_nothing_else_is_left_to_tell() {
+        let (store, mut machine) = (Store::default(), Machine::default());
+        let body = "x".repeat(MAX_RESPONSE_BYTES);
+        store.apply([put("new", &body), put("held", &body)]);
+        let version = store.get("held").unwrap().version;
+        machine.receive(subscribe(&[], &[("held", &version)]), |_| true).unwrap();
+        let first = machine.next(T, &store).unwrap().unwrap();
+        assert_eq!((told(&first), first.more), ((vec!["new"], vec![]), true));
+        machine.receive(ack(&first), |_| true).unwrap();
+        let end = machine.next(T, &store).unwrap().expect("a client waits for the end");
+        assert_eq!((told(&end), end.more), ((vec![], vec![]), false));
+        machine.receive(ack(&end), |_| true).unwrap();
+        assert_eq!(machine.next(T, &store), Ok(None));
     }
 
     #[test]
