@@ -101,7 +101,8 @@ impl Sink for Feed {
                 self.metrics.xds_message(known, bytes);
             }
         }
-        if update.type_url == AUTHORIZATION_TYPE && !update.more && !std::mem::replace(&mut self.policies_arrived, true) {
+        if update.type_url == AUTHORIZATION_TYPE && !update.more && !std::mem::replace(&mut self.policies_arrived, true)
+        {
             changes.push(Change::PoliciesArrived);
         }
         if !changes.is_empty() {

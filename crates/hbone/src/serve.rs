@@ -77,7 +77,7 @@ pub enum ServeError {
     /// The socket had gone before we could use it.
     #[error("use the accepted socket: {0}")]
     Socket(io::Error),
-    /// TLS failed, or the peer proved no identity that we accept.
+    /// TLS failed, or the peer proved no identity that we accept, or that we accept no more.
     #[error(transparent)]
     Tls(#[from] HandshakeError),
     /// HTTP/2 did not begin, or no CONNECT came.
@@ -105,7 +105,7 @@ impl ServeError {
 
 /// Serves one accepted connection until it ends. When `drain` is ready, the peer is told to send no more requests,
 /// and the tunnel ends with its last stream; whoever wants an earlier end has [`Hooks`] for each stream, or drops this
-/// future, which resets everything.
+/// future, which resets everything. So does the loss of the roots that explain the peer's certificate.
 pub async fn serve<H: Handler>(
     socket: TcpStream,
     credentials: &Credentials,
@@ -133,7 +133,8 @@ pub async fn serve<H: Handler>(
         .await
         .map_err(|_| ServeError::Slow("HTTP/2 preface"))?
         .map_err(ServeError::Http2)?;
-    let tunnel = Arc::new(Tunnel { peer, peer_addr, unread: Arc::default(), early_resets: AtomicUsize::new(0) });
+    let tunnel =
+        Arc::new(Tunnel { peer: peer.identity, peer_addr, unread: Arc::default(), early_resets: AtomicUsize::new(0) });
     let pings = connection.ping_pong().expect("the handle for PING is taken once");
     let upkeep = Upkeep::new(outlet, pings, tunnel.unread.clone());
 
@@ -143,7 +144,7 @@ pub async fn serve<H: Handler>(
     let max_handlers = 2 * limits.max_streams as usize;
     let ended = {
         let mut end = Driver { connection, upkeep };
-        let mut drain = pin!(drain);
+        let (mut drain, mut lost) = (pin!(drain), pin!(peer.proof.lost()));
         let mut draining = false;
         let mut late = pin!(sleep(limits.first_request_timeout));
         loop {
@@ -154,6 +155,9 @@ pub async fn serve<H: Handler>(
                 }
                 while let Poll::Ready(Some(joined)) = streams.poll_join_next(cx) {
                     report(joined);
+                }
+                if let Poll::Ready(error) = lost.as_mut().poll(cx) {
+                    return Poll::Ready(Event::Ended(Err(HandshakeError::Peer(error).into())));
                 }
                 if requests == 0 && late.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(Event::Ended(Err(ServeError::Slow("CONNECT"))));

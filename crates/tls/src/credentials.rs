@@ -24,6 +24,7 @@ pub struct Credentials {
     chain: Vec<CertificateDer<'static>>,
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
+    trust: Arc<Trust>,
 }
 
 /// A certificate that cannot become credentials.
@@ -71,7 +72,7 @@ impl Credentials {
         certified.keys_match().map_err(|_| CredentialsError::OtherKey)?;
         let (server, client) = configs(certified, trust).map_err(CredentialsError::Tls)?;
         trust.adopt(&tried);
-        Ok(Self { leaf, chain: issued.chain, server, client })
+        Ok(Self { leaf, chain: issued.chain, server, client, trust: trust.clone() })
     }
 
     /// Whom they prove.
@@ -97,6 +98,11 @@ impl Credentials {
     /// The certificates, own first.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.chain
+    }
+
+    /// Whom they are measured against, and measure peers against.
+    pub(crate) fn trust(&self) -> &Arc<Trust> {
+        &self.trust
     }
 
     /// For accepting: demands a client certificate of our mesh.

@@ -13,7 +13,8 @@ use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use crate::credentials::Credentials;
-use crate::verify::{PeerError, peer_identity};
+use crate::proof::{Proof, Roots};
+use crate::verify::{PeerError, Purpose, peer_identity};
 
 /// Longest handshake. Honest ones take milliseconds; a silent peer must not hold a socket for long.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -89,17 +90,28 @@ impl HandshakeError {
     }
 }
 
+/// Who is at the other end.
+#[derive(Debug)]
+pub struct Peer {
+    /// Whom its certificate proves.
+    pub identity: Identity,
+    /// What proves it.
+    pub proof: Proof,
+}
+
 /// Accepts a TLS connection as the workload that `credentials` prove; answers who dialled.
-pub async fn accept<IO>(io: IO, credentials: &Credentials) -> Result<(server::TlsStream<IO>, Identity), HandshakeError>
+pub async fn accept<IO>(io: IO, credentials: &Credentials) -> Result<(server::TlsStream<IO>, Peer), HandshakeError>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
+    let roots = Roots::of(credentials.trust());
     let handshake = TlsAcceptor::from(credentials.server_config()).accept(io);
     let stream = timeout(HANDSHAKE_TIMEOUT, handshake)
         .await
         .map_err(|_| HandshakeError::Timeout)?
         .map_err(|e| HandshakeError::of(&e))?;
-    let peer = peer_identity(stream.get_ref().1)?;
+    let state = stream.get_ref().1;
+    let peer = Peer { identity: peer_identity(state)?, proof: roots.proof(state, Purpose::Client) };
     Ok((stream, peer))
 }
 
@@ -108,19 +120,22 @@ pub async fn connect<IO>(
     io: IO,
     credentials: &Credentials,
     expect: &[Identity],
-) -> Result<(client::TlsStream<IO>, Identity), HandshakeError>
+) -> Result<(client::TlsStream<IO>, Peer), HandshakeError>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
+    let roots = Roots::of(credentials.trust());
     let handshake = TlsConnector::from(credentials.client_config()).connect(placeholder(), io);
     let stream = timeout(HANDSHAKE_TIMEOUT, handshake)
         .await
         .map_err(|_| HandshakeError::Timeout)?
         .map_err(|e| HandshakeError::of(&e))?;
-    let peer = peer_identity(stream.get_ref().1)?;
-    if !expect.contains(&peer) {
-        return Err(PeerError::Unexpected(peer).into());
+    let state = stream.get_ref().1;
+    let identity = peer_identity(state)?;
+    if !expect.contains(&identity) {
+        return Err(PeerError::Unexpected(identity).into());
     }
+    let peer = Peer { identity, proof: roots.proof(state, Purpose::Server) };
     Ok((stream, peer))
 }
 

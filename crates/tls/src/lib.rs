@@ -11,6 +11,7 @@ pub mod channel;
 pub mod credentials;
 pub mod handshake;
 pub mod key;
+pub mod proof;
 pub mod provider;
 pub mod renew;
 pub mod store;
@@ -21,7 +22,8 @@ pub mod verify;
 
 pub use ca::{CaClient, CaConfig, Issued, SignCsr, SignError};
 pub use credentials::{Credentials, CredentialsError};
-pub use handshake::{HandshakeError, accept, connect};
+pub use handshake::{HandshakeError, Peer, accept, connect};
+pub use proof::Proof;
 pub use store::{CertError, Store};
 
 pub use trust::{Trust, TrustError};

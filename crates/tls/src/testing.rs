@@ -23,7 +23,7 @@ use crate::trust::Trust;
 pub struct TestCa {
     name: String,
     domain: TrustDomain,
-    issuer: Issuer<'static, KeyPair>,
+    issuer: Arc<Issuer<'static, KeyPair>>,
     root: CertificateDer<'static>,
     trust: Arc<Trust>,
 }
@@ -73,7 +73,26 @@ impl TestCa {
         let (root, issuer) = authority(name, None);
         let trust = Trust::new(domain.clone(), []);
         trust.replace_roots(vec![root.clone()], SystemTime::now()).expect("a fresh root is valid");
-        Self { name: name.to_owned(), domain, issuer, root, trust }
+        Self { name: name.to_owned(), domain, issuer: Arc::new(issuer), root, trust }
+    }
+
+    /// The same CA as another process knows it: whom that trusts can change by itself.
+    pub fn elsewhere(&self) -> Self {
+        let trust = Trust::new(self.domain.clone(), []);
+        trust.replace_roots(vec![self.root.clone()], SystemTime::now()).expect("a fresh root is valid");
+        Self {
+            name: self.name.clone(),
+            domain: self.domain.clone(),
+            issuer: self.issuer.clone(),
+            root: self.root.clone(),
+            trust,
+        }
+    }
+
+    /// Trusts these CAs from here on, and no other.
+    pub fn trust_only(&self, cas: &[&TestCa]) {
+        let roots = cas.iter().map(|ca| ca.root.clone()).collect();
+        self.trust.replace_roots(roots, SystemTime::now()).expect("a fresh root is valid");
     }
 
     /// The name of its root.

@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use loam_core::ids::TrustDomain;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
+use tokio::sync::watch;
 
 use crate::cert;
 
@@ -35,6 +36,8 @@ pub enum TrustError {
 pub struct Trust {
     domains: Vec<TrustDomain>,
     roots: ArcSwap<Roots>,
+    /// Counts the times that the roots became others.
+    changes: watch::Sender<u64>,
 }
 
 pub(crate) struct Roots {
@@ -47,7 +50,7 @@ impl Trust {
         let mut domains = vec![domain];
         domains.extend(aliases);
         let roots = Roots { store: RootCertStore::empty() };
-        Arc::new(Self { domains, roots: ArcSwap::from_pointee(roots) })
+        Arc::new(Self { domains, roots: ArcSwap::from_pointee(roots), changes: watch::Sender::new(0) })
     }
 
     /// The own trust domain.
@@ -62,19 +65,32 @@ impl Trust {
 
     /// Replaces the roots; a bundle that has none which is valid `now` changes nothing.
     pub fn replace_roots(&self, bundle: Vec<CertificateDer<'static>>, now: SystemTime) -> Result<(), TrustError> {
-        self.roots.store(Arc::new(Roots::new(bundle, now)?));
+        self.store(Arc::new(Roots::new(bundle, now)?));
         Ok(())
     }
 
     /// The same domains with other roots, to try a bundle before it counts.
     pub(crate) fn with_roots(&self, bundle: Vec<CertificateDer<'static>>, now: SystemTime) -> Result<Self, TrustError> {
         let roots = Roots::new(bundle, now)?;
-        Ok(Self { domains: self.domains.clone(), roots: ArcSwap::from_pointee(roots) })
+        Ok(Self { domains: self.domains.clone(), roots: ArcSwap::from_pointee(roots), changes: watch::Sender::new(0) })
     }
 
     /// Takes over the roots of another.
     pub(crate) fn adopt(&self, tried: &Self) {
-        self.roots.store(tried.roots.load_full());
+        self.store(tried.roots.load_full());
+    }
+
+    fn store(&self, roots: Arc<Roots>) {
+        let before = self.roots.swap(roots.clone());
+        // Every renewal brings a bundle, and nearly always the same.
+        if before.store.roots != roots.store.roots {
+            self.changes.send_modify(|n| *n += 1);
+        }
+    }
+
+    /// Wakes when the roots became others.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     /// How many roots are trusted.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
-use loam_tls::HandshakeError;
+use loam_tls::{HandshakeError, PeerError, Proof};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
@@ -96,10 +96,10 @@ pub(super) async fn run(
     let last = match established {
         None => Stage::Closed,
         Some(Err(error)) => Stage::Failed(error),
-        Some(Ok((requests, connection, upkeep))) => {
+        Some(Ok(Established { requests, connection, upkeep, proof })) => {
             pool.lock().book.connected(&key, id, Instant::now());
             tunnel.stage.send_replace(Stage::Up(requests));
-            Driver { pool: &pool, key: &key, id, tunnel: &tunnel, connection, upkeep }.run().await
+            Driver { pool: &pool, key: &key, id, tunnel: &tunnel, connection, upkeep }.run(proof).await
         }
     };
     {
@@ -111,12 +111,19 @@ pub(super) async fn run(
     tunnel.stage.send_replace(last);
 }
 
+struct Established {
+    requests: SendRequest<Bytes>,
+    connection: Connection<Batched<Io>, Bytes>,
+    upkeep: Upkeep<Io>,
+    proof: Proof,
+}
+
 async fn establish(
     key: &TunnelKey,
     request: &OpenRequest,
     config: &PoolConfig,
     tunnel: &Tunnel,
-) -> Result<(SendRequest<Bytes>, Connection<Batched<Io>, Bytes>, Upkeep<Io>), OpenError> {
+) -> Result<Established, OpenError> {
     let next_hop = key.next_hop;
     let dial_error = |error| OpenError::Dial { next_hop, error: Arc::new(error) };
     let tls_error = |error| OpenError::Tls { next_hop, error: Arc::new(error) };
@@ -125,7 +132,7 @@ async fn establish(
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map_err(dial_error)?;
     prepare(&socket, config.keepalive).map_err(dial_error)?;
-    let (mut tls, _peer) = loam_tls::connect(socket, &request.credentials, key.expect()).await.map_err(tls_error)?;
+    let (mut tls, peer) = loam_tls::connect(socket, &request.credentials, key.expect()).await.map_err(tls_error)?;
     tls.get_mut().1.set_buffer_limit(Some(MAX_BATCH_BYTES));
     let (io, outlet) = batched(tls);
     let (requests, mut connection) = Builder::new()
@@ -144,7 +151,8 @@ async fn establish(
             tls_error(HandshakeError::Closed(error.get_io().map_or(io::ErrorKind::Other, io::Error::kind)))
         })?;
     let pings = connection.ping_pong().expect("the handle for PING is taken once");
-    Ok((requests, connection, Upkeep::new(outlet, pings, tunnel.unread.clone())))
+    let upkeep = Upkeep::new(outlet, pings, tunnel.unread.clone());
+    Ok(Established { requests, connection, upkeep, proof: peer.proof })
 }
 
 struct Driver<'a> {
@@ -156,10 +164,17 @@ struct Driver<'a> {
     upkeep: Upkeep<Io>,
 }
 
+/// Why a tunnel is over.
+enum Over {
+    /// The roots that explain the peer's certificate are gone.
+    Untrusted(PeerError),
+    Broken(String),
+}
+
 impl Driver<'_> {
-    async fn run(mut self) -> Stage {
+    async fn run(mut self, proof: Proof) -> Stage {
         let tunnel = self.tunnel;
-        let mut close = pin!(tunnel.close.notified());
+        let (mut close, mut lost) = (pin!(tunnel.close.notified()), pin!(proof.lost()));
         let mut closing = false;
         let mut limit = UNTOLD_LIMIT;
         let over = poll_fn(|cx| {
@@ -168,16 +183,20 @@ impl Driver<'_> {
                 // The last handle that could open a stream: without it HTTP/2 says GOAWAY and ends.
                 tunnel.stage.send_replace(Stage::Closed);
             }
-            self.turn(cx, &mut limit)
+            if let Poll::Ready(error) = lost.as_mut().poll(cx) {
+                return Poll::Ready(Over::Untrusted(error));
+            }
+            self.turn(cx, &mut limit).map(Over::Broken)
         })
         .await;
         if closing {
             return Stage::Closed;
         }
         let next_hop = self.key.next_hop;
-        Stage::Failed(match self.upkeep.tls_failure() {
-            Some(error) => OpenError::Tls { next_hop, error },
-            None => OpenError::Retryable { next_hop, error: over },
+        Stage::Failed(match (over, self.upkeep.tls_failure()) {
+            (Over::Untrusted(error), _) => OpenError::Tls { next_hop, error: Arc::new(error.into()) },
+            (Over::Broken(_), Some(error)) => OpenError::Tls { next_hop, error },
+            (Over::Broken(error), None) => OpenError::Retryable { next_hop, error },
         })
     }
 

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use loam_hbone::{End, Limits, ServeError};
+use loam_hbone::{End, Limits, OpenError, ServeError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::mesh::{Answer, Mesh, Pair, Server, echo, noise, read_all};
+use crate::mesh::{Answer, Mesh, Pair, Server, echo, expect_reset, noise, read_all};
 
 #[tokio::test]
 async fn a_drained_server_lets_its_streams_finish() {
@@ -24,6 +24,42 @@ async fn a_drained_server_lets_its_streams_finish() {
     assert_eq!(outcome.await.unwrap().end, End::Finished);
     let served = pair.server.tunnels.recv().await.unwrap().unwrap();
     assert_eq!(served.requests, 1);
+}
+
+#[tokio::test]
+async fn a_server_ends_tunnels_of_peers_that_its_new_roots_do_not_explain() {
+    let mesh = Mesh::new();
+    let (there, other) = (mesh.ca.elsewhere(), Mesh::new().ca);
+    let server = Server::start(there.credentials(&mesh.db), Answer::Forward, Limits::default()).await;
+    let mut pair = Pair::with(mesh, server).await;
+    let (mut client, mut server, _) = pair.connect().await;
+    there.trust_only(&[&other, &pair.mesh.ca]);
+    client.write_all(b"still").await.unwrap();
+    server.read_exact(&mut [0; 5]).await.unwrap();
+    there.trust_only(&[&other]);
+    tokio::join!(expect_reset(&mut client), expect_reset(&mut server));
+    let error = pair.server.tunnels.recv().await.unwrap().unwrap_err();
+    assert!(matches!(&error, ServeError::Tls(error) if error.label() == "unknown_issuer"), "{error}");
+}
+
+#[tokio::test]
+async fn a_client_ends_tunnels_to_peers_that_its_new_roots_do_not_explain() {
+    let mesh = Mesh::new();
+    let (there, other) = (mesh.ca.elsewhere(), Mesh::new().ca);
+    let server = Server::start(there.credentials(&mesh.db), Answer::Forward, Limits::default()).await;
+    let mut pair = Pair::with(mesh, server).await;
+    let (mut client, mut server, outcome) = pair.connect().await;
+    pair.mesh.ca.trust_only(&[&other, &there]);
+    client.write_all(b"still").await.unwrap();
+    server.read_exact(&mut [0; 5]).await.unwrap();
+    pair.mesh.ca.trust_only(&[&other]);
+    tokio::join!(expect_reset(&mut client), expect_reset(&mut server));
+    assert_eq!(outcome.await.unwrap().end, End::TunnelLost);
+    let Err(error) = pair.open().await else { panic!("a peer is accepted that nothing explains") };
+    assert!(matches!(&error, OpenError::Tls { error, .. } if error.label() == "unknown_issuer"), "{error}");
+    assert_eq!(pair.dials(), 2);
+    let ended = pair.server.tunnels.recv().await.unwrap();
+    assert!(!matches!(ended, Err(ServeError::Tls(_))), "the server trusts the client as before: {ended:?}");
 }
 
 #[tokio::test]

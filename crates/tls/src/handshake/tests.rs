@@ -1,6 +1,6 @@
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use rcgen::ExtendedKeyUsagePurpose;
@@ -34,7 +34,7 @@ async fn judge_client(server: &Credentials, config: Arc<ClientConfig>) -> Result
         // The refusal of a client certificate arrives after the client's handshake.
         stream.read_u8().await
     };
-    let accept = async { accept(near, server).await.map(|(_, peer)| peer) };
+    let accept = async { accept(near, server).await.map(|(_, peer)| peer.identity) };
     let (judged, _) = tokio::join!(accept, dial);
     judged
 }
@@ -43,9 +43,38 @@ async fn judge_client(server: &Credentials, config: Arc<ClientConfig>) -> Result
 async fn judge_server(client: &Credentials, config: Arc<ServerConfig>) -> Result<Identity, HandshakeError> {
     let (near, far) = duplex(64 * 1024);
     let expect = [client.identity().clone()];
-    let dial = async { connect(near, client, &expect).await.map(|(_, peer)| peer) };
+    let dial = async { connect(near, client, &expect).await.map(|(_, peer)| peer.identity) };
     let (judged, _) = tokio::join!(dial, TlsAcceptor::from(config).accept(far));
     judged
+}
+
+#[tokio::test]
+async fn a_peer_is_lost_when_the_roots_that_explain_it_are_gone_and_not_before() {
+    let (ca, other) = (ca(), ca());
+    let web = web(&ca);
+    let soon = SystemTime::now() + Duration::from_millis(1100);
+    let uri = web.identity().to_string();
+    let brief = ca.credentials_of(web.identity(), &Spec { not_after: soon, ..Spec::of(&uri) });
+    let (near, far) = duplex(64 * 1024);
+    let expect = [web.identity().clone()];
+    let (dialled, accepted) = tokio::join!(connect(near, &web, &expect), accept(far, &brief));
+    let peers = [dialled.unwrap().1, accepted.unwrap().1];
+    let mut lost = peers.map(|peer| Box::pin(peer.proof.lost()));
+    // One of the certificates expires, which is its owner's to mend.
+    while SystemTime::now() <= soon {
+        tokio::task::yield_now().await;
+    }
+    for trusted in [&[&ca, &other][..], &[&other, &ca], &[&ca], &[&ca]] {
+        ca.trust_only(trusted);
+        for lost in &mut lost {
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(lost.as_mut().poll(&mut cx).is_pending());
+        }
+    }
+    ca.trust_only(&[&other]);
+    for lost in lost {
+        assert_eq!(lost.await.label(), "unknown_issuer");
+    }
 }
 
 /// A certificate that is wrong in one way is refused in both directions, for the same reason.
@@ -65,8 +94,8 @@ async fn two_workloads_prove_themselves_to_each_other_with_a_post_quantum_key_ex
     let expect = [ca.identity("shop", "cache"), db.identity().clone()];
     let (dialled, accepted) = tokio::join!(connect(near, &web, &expect), accept(far, &db));
     let ((mut client, server_identity), (mut server, client_identity)) = (dialled.unwrap(), accepted.unwrap());
-    assert_eq!(&server_identity, db.identity());
-    assert_eq!(&client_identity, web.identity());
+    assert_eq!(&server_identity.identity, db.identity());
+    assert_eq!(&client_identity.identity, web.identity());
     client.write_all(b"hello").await.unwrap();
     let mut text = [0; 5];
     server.read_exact(&mut text).await.unwrap();
