@@ -5,10 +5,10 @@ mod pending;
 mod plain;
 mod tunnel;
 
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io;
 use std::pin::pin;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 
 use bytes::{BufMut, BytesMut};
 use tokio::io::{AsyncReadExt, Interest};
@@ -31,14 +31,12 @@ async fn failure(socket: &TcpStream) -> io::Error {
     }
 }
 
-/// Reads what is there, at most `limit` bytes; nothing when there is nothing.
-async fn read_now(from: &mut ReadHalf<'_>, buffer: &mut BytesMut, limit: usize) -> Option<io::Result<usize>> {
-    poll_fn(|cx| {
-        // Through AsyncRead, which knows that a short read has emptied the socket and spares the next attempt.
-        match pin!(from.read_buf(&mut buffer.limit(limit))).poll(cx) {
-            Poll::Ready(result) => Poll::Ready(Some(result)),
-            Poll::Pending => Poll::Ready(None),
-        }
-    })
-    .await
+/// Reads what is there, at most `limit` bytes; nothing when there is nothing. Nobody is woken when there is more: a
+/// caller that is given nothing waits for the socket, which is also where a task that has run for long takes its pause.
+fn read_now(from: &mut ReadHalf<'_>, buffer: &mut BytesMut, limit: usize) -> Option<io::Result<usize>> {
+    // Through AsyncRead, which knows that a short read has emptied the socket and spares the next attempt.
+    match pin!(from.read_buf(&mut buffer.limit(limit))).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(result) => Some(result),
+        Poll::Pending => None,
+    }
 }

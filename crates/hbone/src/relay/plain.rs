@@ -66,7 +66,7 @@ async fn copy(
         loop {
             let limit = size.bytes();
             buffer.reserve(limit);
-            match read_now(&mut from, &mut buffer, limit).await {
+            match read_now(&mut from, &mut buffer, limit) {
                 Some(Ok(0)) => {
                     return SockRef::from(to).shutdown(Shutdown::Write).map_err(|_| End::Reset(to_side));
                 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::future::try_join;
 use h2::{Reason as Code, RecvStream, SendStream};
 use socket2::SockRef;
 use tokio::net::TcpStream;
@@ -41,9 +42,7 @@ pub(crate) fn relay_tunnel(mut stream: Stream, mut app: Held, side: Side, mut ho
             let socket: &TcpStream = write.as_ref();
             let ends = Ends { app: socket, side, meter: &hooks.meter };
             let share = UnreadShare::new(stream.unread.clone());
-            let both = async {
-                tokio::try_join!(ends.to_tunnel(read, &mut stream.send), ends.to_app(&mut stream.recv, share))
-            };
+            let both = try_join(ends.to_tunnel(read, &mut stream.send), ends.to_app(&mut stream.recv, share));
             tokio::select! {
                 biased;
                 reason = &mut hooks.abort => End::Aborted(reason),
@@ -101,7 +100,7 @@ impl Ends<'_> {
                 };
                 let limit = granted.min(size.bytes());
                 let mut buffer = BytesMut::with_capacity(limit);
-                match read_now(&mut app, &mut buffer, limit).await {
+                match read_now(&mut app, &mut buffer, limit) {
                     Some(Ok(0)) => {
                         send.reserve_capacity(0);
                         send.send_data(Bytes::new(), true).map_err(|e| self.lost(&e))?;
