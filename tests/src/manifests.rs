@@ -52,6 +52,8 @@ impl Service {
 pub struct PodFacts {
     /// Labels.
     pub labels: BTreeMap<String, String>,
+    /// Annotations.
+    pub annotations: BTreeMap<String, String>,
     /// Other addresses than its own.
     pub addresses: Option<Vec<IpAddr>>,
     /// Another network namespace file than its own; an empty one leaves the annotation out.
@@ -124,8 +126,12 @@ impl Manifests {
             "apiVersion: v1\nkind: Pod\nmetadata:\n  namespace: {namespace}\n  name: {name}\n  uid: {}\n",
             uid(pod)
         );
+        text.push_str("  annotations:\n");
         if !netns.is_empty() {
-            let _ = write!(text, "  annotations:\n    loam.dev/netns: {netns}\n");
+            let _ = writeln!(text, "    loam.dev/netns: {netns}");
+        }
+        for (key, value) in &facts.annotations {
+            let _ = writeln!(text, "    {key}: {value:?}");
         }
         let _ = write!(text, "  labels:\n    app: {name}\n");
         for (key, value) in &facts.labels {

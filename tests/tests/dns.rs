@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use loam_tests::lab::Lab;
-use loam_tests::manifests::{Manifests, PodFacts, Service};
+use loam_tests::manifests::{PodFacts, Service};
 use loam_tests::mesh::Mesh;
 use loam_tests::process::Process;
 use loam_tests::scene::{SERVICE, SHORT, TALK, serve};
@@ -62,9 +62,8 @@ impl Stage {
         let manifests = mesh.manifests();
         manifests.namespace("demo", true)?;
         manifests.pod(&client)?;
-        let annotation = format!("annotations:\n    loam.dev/resolv-conf: {}\n", resolv_conf.display());
-        let text = Manifests::pod_text(&client, &PodFacts::default()).replace("annotations:\n", &annotation);
-        manifests.write("pod-demo-client.yaml", &text)?;
+        let annotations = [("loam.dev/resolv-conf".to_owned(), resolv_conf.display().to_string())].into();
+        manifests.pod_with(&client, &PodFacts { annotations, ..PodFacts::default() })?;
         manifests.pod(&database)?;
         let service = manifests.service("demo", "talk", &[(SERVICE, TALK)], &[&database])?;
         let headless = format!(

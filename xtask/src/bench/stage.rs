@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use loam_tests::manifests::PodFacts;
 use loam_tests::mesh::Options;
 use loam_tests::{Lab, Mesh, Pod, Process, eventually};
 
@@ -102,6 +103,9 @@ impl Stage {
         let mesh = Mesh::start_with(lab, &options)?;
         for variant in variants.iter().filter(|v| matches!(v.carrier, Carrier::Mesh)) {
             mesh.enrol(&[&variant.client, &variant.server])?;
+            // Nobody knows its name servers, and such a pod is captured only if it asks for it.
+            let annotations = [("ambient.istio.io/dns-capture".to_owned(), "true".to_owned())].into();
+            mesh.manifests().pod_with(&variant.client, &PodFacts { annotations, ..PodFacts::default() })?;
             mesh.manifests().service(variant.name, SERVICE, &[(WEB, WEB)], &[&variant.server])?;
         }
         for variant in &variants {
