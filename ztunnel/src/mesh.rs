@@ -113,48 +113,4 @@ impl Sink for Feed {
 }
 
 #[cfg(test)]
-mod tests {
-    use loam_api::encode;
-    use loam_core::authz::{Facts, judge};
-    use loam_core::ids::{Identity, TrustDomain, WorkloadUid};
-    use loam_core::policy::{Action, Policy, Rule, Scope};
-    use loam_core::workload::Workload;
-    use loam_xds::client::Resource;
-
-    use super::*;
-
-    fn policy(name: &str, action: Action) -> Resource {
-        let policy = Policy {
-            key: format!("shop/{name}").into(),
-            namespace: "shop".into(),
-            scope: Scope::Namespace,
-            action,
-            dry_run: false,
-            rules: vec![Rule::default()],
-            unreadable: None,
-        };
-        let (name, body) = encode::policy(&policy);
-        Resource { name, version: String::new(), body }
-    }
-
-    #[test]
-    fn nothing_passes_before_the_last_piece_of_the_policies() {
-        let mesh = Arc::new(Mesh::default());
-        let mut feed = Feed::new(mesh.clone(), Metrics::new(&loam_rt::metrics::Registry::default()), "root".into());
-        let identity = Identity::new(TrustDomain::default(), "shop", "api").unwrap();
-        let workload = Workload::new(WorkloadUid::of_pod("Kubernetes", "shop", "api"), "api", identity);
-        let ip = "10.0.0.1".parse().unwrap();
-        let facts = Facts { source: None, source_ip: ip, destination_ip: ip, destination_port: 80 };
-        let verdict = || judge(&mesh.load(), &workload, &facts).to_string();
-        let mut piece = |resource, more| {
-            let update =
-                Update { type_url: AUTHORIZATION_TYPE.into(), resources: vec![resource], removed: Vec::new(), more };
-            assert_eq!(feed.apply(&update), []);
-        };
-        assert_eq!(verdict(), "no policy has arrived yet");
-        piece(policy("everybody", Action::Allow), true);
-        assert_eq!(verdict(), "no policy has arrived yet");
-        piece(policy("nobody", Action::Deny), false);
-        assert_eq!(verdict(), "denied by policy shop/nobody");
-    }
-}
+mod tests;
