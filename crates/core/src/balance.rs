@@ -183,10 +183,12 @@ fn may_be_used(service: &Service, member: &Workload) -> bool {
         Health::Healthy => true,
         Health::Unhealthy => service.balancing.allow_unhealthy,
     };
-    healthy && member.capacity > 0 && member.addresses.iter().any(|ip| allows(service.ip_families, *ip))
+    let reachable = member.known_as().is_some() || member.addresses.iter().any(|ip| allows(service.ip_families, *ip));
+    healthy && member.capacity > 0 && reachable
 }
 
-fn allows(families: IpFamilies, ip: IpAddr) -> bool {
+/// Whether callers of a service may be given `ip`.
+pub(crate) fn allows(families: IpFamilies, ip: IpAddr) -> bool {
     match families {
         IpFamilies::Automatic | IpFamilies::Dual => true,
         IpFamilies::Ipv4Only => ip.is_ipv4(),

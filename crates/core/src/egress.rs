@@ -62,7 +62,7 @@ fn refusal(detail: String, destination: Destination) -> Refusal {
 #[cfg(test)]
 mod tests {
     use crate::addr::OrigDst;
-    use crate::outbound::{Plan, Query, plan};
+    use crate::outbound::{Plan, Query, Unplanned, plan};
     use crate::reason::Reason;
     use crate::testmesh::{mesh, uid};
 
@@ -85,10 +85,12 @@ mod tests {
             plan(&snapshot, &Query::new(source, original_dst, 7))
         };
         let free = ask("shop/free");
-        assert!(free.is_ok() || matches!(&free, Err(r) if r.reason == Reason::PortUnknown), "{dst}: {free:?}");
+        let port_unknown = matches!(&free, Err(Unplanned::Refused(r)) if r.reason == Reason::PortUnknown);
+        assert!(free.is_ok() || port_unknown, "{dst}: {free:?}");
         match ask("shop/bound") {
             Ok(Plan::Direct { .. } | Plan::Tunnel { .. }) => Ok(()),
-            Err(refusal) => Err((refusal.reason, refusal.detail)),
+            Err(Unplanned::Refused(refusal)) => Err((refusal.reason, refusal.detail)),
+            Err(Unplanned::Unresolved(host)) => panic!("{host} is to be resolved"),
         }
     }
 

@@ -5,13 +5,18 @@ use std::sync::Arc;
 
 use crate::addr::{NetworkAddr, NextHop, OrigDst, is_own_port};
 use crate::authority::Authority;
-use crate::balance::{self, Alike, Ask, NoEndpoint, Standings};
+use crate::balance::{self, Alike, Ask, NoEndpoint, Standing, Standings};
 use crate::egress;
-use crate::ids::{Identity, WorkloadUid};
+use crate::ids::{Hostname, Identity, WorkloadUid};
 use crate::reason::Reason;
 use crate::service::{BalancingMode, Service};
 use crate::snapshot::Snapshot;
 use crate::workload::{GatewayAddr, GatewayDestination, TunnelProtocol, Workload};
+
+mod names;
+
+pub use names::Resolved;
+use names::Spot;
 
 /// A connection that wants to go out.
 #[derive(Debug, Clone, Copy)]
@@ -28,12 +33,14 @@ pub struct Query<'a> {
     pub tried: &'a [SocketAddr],
     /// Whether endpoints in the clear are out of the question, too.
     pub tunnels_only: bool,
+    /// What became of the names that were asked for since the first try.
+    pub names: &'a [Resolved],
 }
 
 impl<'a> Query<'a> {
     /// The first try of a connection, nothing being known of endpoints.
     pub fn new(source: &'a Workload, original_dst: OrigDst, entropy: u64) -> Self {
-        Self { source, original_dst, entropy, standings: &Alike, tried: &[], tunnels_only: false }
+        Self { source, original_dst, entropy, standings: &Alike, tried: &[], tunnels_only: false, names: &[] }
     }
 }
 
@@ -112,6 +119,22 @@ pub struct Refusal {
     pub destination: Destination,
 }
 
+/// Why there is no plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unplanned {
+    /// The connection is not to be carried.
+    Refused(Refusal),
+    /// It goes to an endpoint that is known by this name only: its addresses are to be found out, and told with the
+    /// next [`Query`].
+    Unresolved(Hostname),
+}
+
+impl From<Refusal> for Unplanned {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
 impl Refusal {
     pub(crate) fn new(reason: Reason, detail: String) -> Self {
         Self { reason, detail, destination: Destination::default() }
@@ -121,15 +144,12 @@ impl Refusal {
 /// Decides where a connection goes. In this order: the caller itself; the service of a virtual address (through its
 /// waypoint, else to one of its endpoints); the workload of an address (through its waypoint, else to it); a service
 /// whose range has the address; else where it was going anyway.
-pub fn plan(snapshot: &Snapshot, query: &Query<'_>) -> Result<Plan, Refusal> {
+pub fn plan(snapshot: &Snapshot, query: &Query<'_>) -> Result<Plan, Unplanned> {
     let Query { source, original_dst, .. } = query;
     let (ip, port) = (original_dst.ip(), original_dst.port());
     let own = ip.is_loopback() || ip.is_unspecified() || source.owns(ip);
     if own && is_own_port(port) {
-        return Err(Refusal::new(
-            Reason::Loop,
-            format!("{original_dst} is a listener of the mesh in the caller's own pod"),
-        ));
+        return Err(own_listener(*original_dst).into());
     }
     if own {
         // It never leaves the pod, so there is nothing to protect and nobody to ask.
@@ -142,7 +162,7 @@ pub fn plan(snapshot: &Snapshot, query: &Query<'_>) -> Result<Plan, Refusal> {
         return to_service(snapshot, query, service);
     }
     if let Some(workload) = snapshot.workload_at(&addr) {
-        return to_workload(snapshot, query, workload, service);
+        return Ok(to_workload(snapshot, query, workload, service)?);
     }
     match service.or_else(|| snapshot.service_around(&addr, source.namespace())) {
         Some(service) => to_service(snapshot, query, service),
@@ -153,6 +173,10 @@ pub fn plan(snapshot: &Snapshot, query: &Query<'_>) -> Result<Plan, Refusal> {
     }
 }
 
+fn own_listener(addr: impl std::fmt::Display) -> Refusal {
+    Refusal::new(Reason::Loop, format!("{addr} is a listener of the mesh in the caller's own pod"))
+}
+
 fn direct(query: &Query<'_>, destination: Destination) -> Plan {
     Plan::Direct { upstream: NextHop::new(query.original_dst.get()), picked: None, destination }
 }
@@ -161,7 +185,7 @@ fn has_waypoint(service: &Service) -> bool {
     service.waypoint.is_some() || !service.weighted_waypoints.is_empty()
 }
 
-fn to_service(snapshot: &Snapshot, query: &Query<'_>, service: &Arc<Service>) -> Result<Plan, Refusal> {
+fn to_service(snapshot: &Snapshot, query: &Query<'_>, service: &Arc<Service>) -> Result<Plan, Unplanned> {
     let destination = Destination { workload: None, service: Some(service.clone()) };
     let refuse = |reason, detail| Refusal { reason, detail, destination: destination.clone() };
     let (source, port) = (query.source, query.original_dst.port());
@@ -169,28 +193,41 @@ fn to_service(snapshot: &Snapshot, query: &Query<'_>, service: &Arc<Service>) ->
     if let Some(gateway) = waypoint_of(service, query.entropy)
         && !is_at(snapshot, source, gateway)
     {
-        return to_waypoint(snapshot, query, gateway, destination);
+        return Ok(to_waypoint(snapshot, query, gateway, destination)?);
     }
     if service.balancing.mode == BalancingMode::Passthrough {
         egress::through(source, query.original_dst, service)?;
         return Ok(direct(query, destination));
     }
     if service.port(port).is_none() {
-        return Err(refuse(Reason::PortUnknown, format!("service {} has no port {port}", service.key)));
+        return Err(refuse(Reason::PortUnknown, format!("service {} has no port {port}", service.key)).into());
     }
     let at = |endpoint: &Workload| {
+        let port = balance::target_port(service, endpoint, port)?;
+        if let Some(host) = endpoint.known_as() {
+            return query.spot(service.ip_families, host, port);
+        }
         let ip = balance::address(service.ip_families, endpoint, query.original_dst.ip())?;
-        Some(SocketAddr::new(ip, balance::target_port(service, endpoint, port)?))
+        Some(Spot::At(SocketAddr::new(ip, port)))
     };
     let found = pick(snapshot, query, service, Some(port), at).map_err(|none| match none {
-        NoEndpoint::Unusable => {
-            refuse(Reason::NoHealthyUpstream, format!("service {} has no usable endpoint for port {port}", service.key))
+        NotPicked::Unresolved(host) => Unplanned::Unresolved(host),
+        NotPicked::None(NoEndpoint::Unusable) => {
+            let none = format!("service {} has no usable endpoint for port {port}", service.key);
+            match query.unresolved(service.ip_families) {
+                None => refuse(Reason::NoHealthyUpstream, none).into(),
+                Some(why) => refuse(Reason::NameUnresolved, format!("{none}: {why}")).into(),
+            }
         }
-        NoEndpoint::OtherNetwork => {
-            refuse(Reason::NetworkUnreachable, format!("service {} has endpoints in other networks only", service.key))
+        NotPicked::None(NoEndpoint::OtherNetwork) => {
+            let only_elsewhere = format!("service {} has endpoints in other networks only", service.key);
+            refuse(Reason::NetworkUnreachable, only_elsewhere).into()
         }
     })?;
     let (endpoint, picked) = found;
+    if endpoint.known_as().is_some() && endpoint.protocol == TunnelProtocol::None {
+        return Ok(names::to_resolved(snapshot, query, endpoint, picked, destination)?);
+    }
     let destination = Destination { workload: Some(endpoint.clone()), ..destination };
     let names = &service.subject_alt_names;
     Ok(to_endpoint(query.source, endpoint, picked.endpoint, names, Some(picked), destination))
@@ -258,11 +295,13 @@ fn to_waypoint(
             let at = |waypoint: &Workload| {
                 let ip = balance::address(service.ip_families, waypoint, query.original_dst.ip())?;
                 let port = declared.and_then(|port| balance::target_port(service, waypoint, port));
-                Some(SocketAddr::new(ip, port.unwrap_or(gateway.hbone_port)))
+                Some(Spot::At(SocketAddr::new(ip, port.unwrap_or(gateway.hbone_port))))
             };
             let (waypoint, picked) = pick(snapshot, query, service, declared, at).map_err(|none| match none {
-                NoEndpoint::Unusable => unavailable("has no usable endpoint"),
-                NoEndpoint::OtherNetwork => {
+                NotPicked::None(NoEndpoint::Unusable) | NotPicked::Unresolved(_) => {
+                    unavailable("has no usable endpoint")
+                }
+                NotPicked::None(NoEndpoint::OtherNetwork) => {
                     refuse(Reason::NetworkUnreachable, format!("waypoint {gateway} is in another network"))
                 }
             })?;
@@ -317,29 +356,44 @@ fn waypoint_of(service: &Service, entropy: u64) -> Option<&Arc<GatewayAddr>> {
     }
 }
 
-/// An endpoint of `service`, and where it serves. `at` gives the address to dial, if there is one.
+/// Why no endpoint was picked.
+enum NotPicked {
+    None(NoEndpoint),
+    /// One was, and this name has to be resolved first.
+    Unresolved(Hostname),
+}
+
+/// An endpoint of `service`, and where it serves. `at` gives the place to dial, if there is one.
 fn pick<'a>(
     snapshot: &'a Snapshot,
     query: &Query<'_>,
     service: &Service,
     service_port: Option<u16>,
-    at: impl Fn(&Workload) -> Option<SocketAddr>,
-) -> Result<(&'a Arc<Workload>, Picked), NoEndpoint> {
-    let members = snapshot.members(&service.key).ok_or(NoEndpoint::Unusable)?;
-    let picker = members.picker().ok_or(NoEndpoint::Unusable)?;
+    at: impl Fn(&Workload) -> Option<Spot>,
+) -> Result<(&'a Arc<Workload>, Picked), NotPicked> {
+    let unusable = || NotPicked::None(NoEndpoint::Unusable);
+    let members = snapshot.members(&service.key).ok_or_else(unusable)?;
+    let picker = members.picker().ok_or_else(unusable)?;
     let workloads = members.workloads();
     let standing = |member: usize| {
         let endpoint = workloads.get(member)?;
-        let addr = at(endpoint)?;
+        let spot = at(endpoint)?;
         let tunnel = endpoint.protocol == TunnelProtocol::Hbone || endpoint.uid == query.source.uid;
-        let out_of_the_question = query.tried.contains(&addr) || (query.tunnels_only && !tunnel);
-        (!out_of_the_question).then(|| query.standings.of(addr))
+        if query.tunnels_only && !tunnel {
+            return None;
+        }
+        match spot {
+            Spot::At(addr) => (!query.tried.contains(&addr)).then(|| query.standings.of(addr)),
+            Spot::Unresolved(_) => Some(Standing::default()),
+        }
     };
     let ask = Ask { caller: query.source, service_port, entropy: query.entropy };
-    let picked = picker.pick(service, &ask, standing)?;
-    let endpoint = workloads.get(picked.member).ok_or(NoEndpoint::Unusable)?;
-    let addr = at(endpoint).ok_or(NoEndpoint::Unusable)?;
-    Ok((endpoint, Picked { endpoint: addr, doubtful: picked.doubtful }))
+    let picked = picker.pick(service, &ask, standing).map_err(NotPicked::None)?;
+    let endpoint = workloads.get(picked.member).ok_or_else(unusable)?;
+    match at(endpoint).ok_or_else(unusable)? {
+        Spot::At(addr) => Ok((endpoint, Picked { endpoint: addr, doubtful: picked.doubtful })),
+        Spot::Unresolved(host) => Err(NotPicked::Unresolved(host)),
+    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@ pub enum Reason {
     WorkloadUnknown,
     /// The address belongs to a service that has no endpoint which may be used.
     NoHealthyUpstream,
+    /// The endpoints are known by name only, and the names lead nowhere.
+    NameUnresolved,
     /// The service exists but not this port of it.
     PortUnknown,
     /// The waypoint that must be traversed is not known or has no endpoint.
@@ -53,9 +55,10 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for documentation and tests.
-    pub const ALL: [Reason; 23] = [
+    pub const ALL: [Reason; 24] = [
         Reason::WorkloadUnknown,
         Reason::NoHealthyUpstream,
+        Reason::NameUnresolved,
         Reason::PortUnknown,
         Reason::WaypointUnavailable,
         Reason::NotRegistered,
@@ -84,6 +87,7 @@ impl Reason {
         match self {
             Reason::WorkloadUnknown => "workload_unknown",
             Reason::NoHealthyUpstream => "no_healthy_upstream",
+            Reason::NameUnresolved => "name_unresolved",
             Reason::PortUnknown => "port_unknown",
             Reason::WaypointUnavailable => "waypoint_unavailable",
             Reason::NotRegistered => "not_registered",
@@ -117,6 +121,7 @@ impl Reason {
             Reason::CertificateUnavailable => "IDENTITY_ERROR",
             Reason::WorkloadUnknown
             | Reason::NoHealthyUpstream
+            | Reason::NameUnresolved
             | Reason::PortUnknown
             | Reason::WaypointUnavailable
             | Reason::Loop

@@ -84,6 +84,7 @@ fn pod<'a>(name: &str, words: impl Iterator<Item = &'a str>) -> Workload {
             ("registry-only", value) => w.egress = Egress::RegistryOnly { origin: value.into() },
             ("hostnet", _) => w.network_mode = NetworkMode::HostNetwork,
             ("uid", value) => w.uid = value.parse().unwrap(),
+            ("host", value) => w.hostname = Some(value.parse().unwrap()),
             ("node", value) => w.node = value.into(),
             ("network", value) => w.network = value.into(),
             ("weight", value) => w.capacity = value.parse().unwrap(),

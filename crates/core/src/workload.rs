@@ -107,6 +107,11 @@ impl Workload {
         self.network_mode == NetworkMode::Standard && self.addresses.contains(&ip)
     }
 
+    /// The name to resolve in order to reach it, where it is known by that only.
+    pub fn known_as(&self) -> Option<&Hostname> {
+        self.hostname.as_ref().filter(|_| self.addresses.is_empty())
+    }
+
     /// The ports on which it serves `service`, if it does.
     pub fn ports_of(&self, service: &ServiceKey) -> Option<&[Port]> {
         self.services.iter().find(|s| s.service == *service).map(|s| &*s.ports)

@@ -146,6 +146,7 @@ fn status_of(reason: Reason) -> StatusCode {
         Reason::WorkloadUnknown
         | Reason::NotRegistered
         | Reason::NoHealthyUpstream
+        | Reason::NameUnresolved
         | Reason::PortUnknown
         | Reason::WaypointUnavailable
         | Reason::Loop
