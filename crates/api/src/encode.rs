@@ -124,11 +124,15 @@ impl From<&Service> for workload::Service {
             canonical: value.canonical,
             ingress_use_waypoint: false,
             weighted_waypoints: value.weighted_waypoints.iter().map(weighted).collect(),
-            visibility: match value.visibility {
+            visibility: match &value.visibility {
                 Visibility::Public => workload::Visibility::Public,
-                Visibility::Namespace => workload::Visibility::Namespace,
+                Visibility::Namespace | Visibility::Namespaces(_) => workload::Visibility::Namespace,
             }
             .into(),
+            visible_to: match &value.visibility {
+                Visibility::Public | Visibility::Namespace => Vec::new(),
+                Visibility::Namespaces(namespaces) => namespaces.iter().map(ToString::to_string).collect(),
+            },
         }
     }
 }

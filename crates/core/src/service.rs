@@ -54,9 +54,10 @@ impl Service {
 
     /// Whether a caller of `namespace` may use it.
     pub fn is_visible_to(&self, namespace: &str) -> bool {
-        match self.visibility {
+        match &self.visibility {
             Visibility::Public => true,
             Visibility::Namespace => &*self.key.namespace == namespace,
+            Visibility::Namespaces(namespaces) => namespaces.iter().any(|shown| **shown == *namespace),
         }
     }
 
@@ -76,13 +77,15 @@ pub struct WeightedWaypoint {
 }
 
 /// Which callers a service exists for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub enum Visibility {
     /// All.
     #[default]
     Public,
     /// Those of its own namespace.
     Namespace,
+    /// Those of these namespaces; its own is among them or not.
+    Namespaces(Arc<[Arc<str>]>),
 }
 
 /// A virtual address of a service: one address or a range.

@@ -115,6 +115,7 @@ fn svc<'a>(name: &str, words: impl Iterator<Item = &'a str>) -> Service {
         match word.split_once('=').unwrap_or((word, "")) {
             ("canonical", _) => s.canonical = true,
             ("private", _) => s.visibility = Visibility::Namespace,
+            ("shown", value) => s.visibility = Visibility::Namespaces(value.split(',').map(Arc::from).collect()),
             ("unhealthy-too", _) => s.balancing.allow_unhealthy = true,
             ("affinity", _) => s.balancing.affinity = Affinity::ClientAddress,
             ("v4", _) => s.ip_families = IpFamilies::Ipv4Only,

@@ -84,6 +84,7 @@ fn service<'a>(mut service: Service, words: impl Iterator<Item = &'a str>) -> Se
     for word in words {
         match word.split_once('=').unwrap_or((word, "")) {
             ("private", _) => service.visibility = Visibility::Namespace,
+            ("shown", value) => service.visibility = Visibility::Namespaces(value.split(',').map(Into::into).collect()),
             ("canonical", _) => service.canonical = true,
             ("v4", _) => service.ip_families = IpFamilies::Ipv4Only,
             ("unready-too", _) => service.balancing.allow_unhealthy = true,

@@ -115,7 +115,7 @@ impl Index {
             subject_alt_names: entry.subject_alt_names.clone(),
             balancing,
             canonical,
-            visibility: entry.visibility.unwrap_or_default(),
+            visibility: entry.visibility.clone().unwrap_or_default(),
             ..Service::new(key.clone(), Arc::clone(&name.name))
         }
     }

@@ -219,7 +219,13 @@ fn what_is_shown_to_some_is_not_shown_to_all() {
     assert_eq!(shown(""), Some(Visibility::Public));
     assert_eq!(shown(", exportTo: ['*']"), Some(Visibility::Public));
     assert_eq!(shown(", exportTo: ['.']"), Some(Visibility::Namespace));
-    assert_eq!(shown(", exportTo: [other, shop]"), Some(Visibility::Namespace));
+    assert_eq!(shown(", exportTo: [shop]"), Some(Visibility::Namespace));
+    let some = |namespaces: &[&str]| Some(Visibility::Namespaces(namespaces.iter().map(|n| (*n).into()).collect()));
+    assert_eq!(shown(", exportTo: [other, ., shop]"), some(&["other", "shop"]));
+    assert_eq!(shown(", exportTo: [other]"), some(&["other"]), "and not its own");
+    assert_eq!(shown(", exportTo: [other, '*']"), Some(Visibility::Public));
+    assert_eq!(shown(", exportTo: [other, '~']"), None);
+    assert_eq!(shown(", exportTo: ['Not/A_Namespace']"), None);
     assert_eq!(shown(", exportTo: ['~']"), None);
 }
 

@@ -25,6 +25,10 @@ pub(super) fn read(interner: &mut Interner, message: wire::Service) -> Result<Se
         let gateway = gateway.ok_or_else(|| FieldError::new(field, "is missing"))?;
         weighted_waypoints.push(WeightedWaypoint { gateway, weight: weighted.weight });
     }
+    let mut visible_to = Vec::with_capacity(message.visible_to.len());
+    for (i, namespace) in message.visible_to.iter().enumerate() {
+        visible_to.push(text(interner, &format!("visible_to[{i}]"), namespace)?);
+    }
     Ok(Service {
         key,
         name: text(interner, "name", &message.name)?,
@@ -44,6 +48,7 @@ pub(super) fn read(interner: &mut Interner, message: wire::Service) -> Result<Se
         canonical: message.canonical,
         visibility: match wire::Visibility::try_from(message.visibility) {
             Ok(wire::Visibility::Public) => Visibility::Public,
+            Ok(wire::Visibility::Namespace) if !visible_to.is_empty() => Visibility::Namespaces(visible_to.into()),
             // What is shown to some is not shown to all.
             Ok(wire::Visibility::Namespace) | Err(_) => Visibility::Namespace,
         },

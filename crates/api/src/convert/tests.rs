@@ -84,6 +84,7 @@ fn full_service() -> wire::Service {
         ingress_use_waypoint: false,
         weighted_waypoints: vec![wire::WeightedWaypoint { destination: gateway, weight: 10 }],
         visibility: 1,
+        visible_to: vec!["bank".into(), "shop".into()],
     }
 }
 
@@ -186,7 +187,7 @@ fn a_value_that_is_not_known_is_read_as_the_safest_one_where_it_is_not_about_sec
     assert_eq!(workload.network_mode, loam_core::workload::NetworkMode::Standard);
     let service = wire::Service { visibility: 9, ip_families: 9, ..full_service() };
     let service = Service::try_from(service).unwrap();
-    assert!(!service.is_visible_to("other"));
+    assert!(!service.is_visible_to("other") && !service.is_visible_to("bank") && service.is_visible_to("shop"));
 }
 
 #[test]

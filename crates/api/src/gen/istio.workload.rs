@@ -46,6 +46,8 @@ pub struct Service {
     pub weighted_waypoints: ::prost::alloc::vec::Vec<WeightedWaypoint>,
     #[prost(enumeration = "Visibility", tag = "14")]
     pub visibility: i32,
+    #[prost(string, repeated, tag = "1000")]
+    pub visible_to: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WeightedWaypoint {
