@@ -3,7 +3,7 @@
 //! Question and reply are passed on as they are, the identifier apart: options, signatures and the case of letters mean
 //! something to those who speak DNS, and what is not taken apart cannot be put together wrongly.
 
-use hickory_proto::op::{Header, MessageType, Metadata, OpCode, Query as Question, ResponseCode};
+use hickory_proto::op::{Header, Message, MessageType, Metadata, OpCode, Query as Question, ResponseCode};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 
 use crate::MAX_MESSAGE_BYTES;
@@ -70,6 +70,22 @@ impl Forward {
                 Transport::Tcp => MAX_MESSAGE_BYTES,
             },
             known,
+        }
+    }
+
+    /// A question that no client asked.
+    pub(crate) fn own(message: &Message, question: &Question, transport: Transport, max_udp_bytes: usize) -> Self {
+        Self {
+            // A name that could be read can be written.
+            bytes: message.to_vec().unwrap_or_default(),
+            metadata: message.metadata,
+            question: question.clone(),
+            transport,
+            max_reply_bytes: match transport {
+                Transport::Udp => max_udp_bytes,
+                Transport::Tcp => MAX_MESSAGE_BYTES,
+            },
+            known: false,
         }
     }
 

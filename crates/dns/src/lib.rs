@@ -2,17 +2,20 @@
 //!
 //! Nothing here does IO, reads a clock or draws a random number. A [`Query`] is read from a message, [`Query::decide`]
 //! asks the snapshot, and the outcome is either the bytes of an answer or a [`Forward`], which knows what to send to a
-//! server of the pod and which of the messages that come back is its reply.
+//! server of the pod and which of the messages that come back is its reply. A [`Lookup`] is a question of our own, for the
+//! addresses of an endpoint that is known by name only.
 
 mod answer;
 mod client;
 mod find;
 mod forward;
+mod lookup;
 mod query;
 
 pub use answer::Outcome;
 pub use client::Client;
 pub use forward::{Forward, NotOurs, Reply, Verdict};
+pub use lookup::{Family, Found, Lookup};
 pub use query::{Query, Transport, Unanswered};
 
 /// Longest message that DNS knows.

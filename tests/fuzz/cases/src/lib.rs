@@ -20,7 +20,7 @@ use loam_core::policy::Policy;
 use loam_core::service::{Service, ServiceAddr};
 use loam_core::snapshot::{Change, Snapshot};
 use loam_core::workload::Workload;
-use loam_dns::{Client, Outcome, Query, Transport, Unanswered};
+use loam_dns::{Client, Family, Found, Lookup, Outcome, Query, Transport, Unanswered};
 use loam_node::message::{FromAgent, FromZtunnel, ToZtunnel, Wire, decode, encode};
 use prost::Message;
 
@@ -192,6 +192,11 @@ pub fn dns_reply(data: &[u8]) {
     if let Ok(reply) = forward.accept(id, data.to_vec()) {
         assert!(reply.bytes.len() <= 512, "the resolver did not ask for {} bytes", reply.bytes.len());
         assert!(reply.bytes[..2] == question[..2] && reply.bytes[2] & 0x80 != 0, "the resolver would not take it");
+    }
+    let Ok(host) = "www.example.com".parse() else { panic!("a name cannot be read") };
+    let Some(lookup) = Lookup::new(&host, Family::V4) else { panic!("a name cannot be asked for") };
+    if let Found::Addresses(addresses, ttl) = lookup.read(data) {
+        assert!((1..=64).contains(&addresses.len()) && ttl <= i32::MAX as u32, "{addresses:?} for {ttl} s");
     }
 }
 
