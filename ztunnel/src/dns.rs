@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use loam_core::workload::Workload;
 use loam_dns::{Client, Forward, Outcome, Query, Transport, Unanswered};
+use loam_node::Resolv;
 use loam_rt::drain::Drain;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -31,29 +32,34 @@ pub use sockets::Inside;
 /// Port of name servers.
 const PORT: u16 = 53;
 
+/// The pod's own servers, as far as they are known and are not the pod itself.
+pub(crate) fn upstream(pod: &Arc<Pod>, metrics: DnsMetrics) -> Upstream<Arc<Pod>> {
+    let own: Vec<IpAddr> = pod.info().ips().collect();
+    let servers = servers(pod.resolv().map(Resolv::servers).into_iter().flatten(), &own);
+    Upstream::new(pod.clone(), servers, metrics)
+}
+
 /// Serves the questions of `pod` on the sockets that it has for them, if its questions are captured.
 pub(crate) fn serve(
     pod: &Arc<Pod>,
     proxy: &Proxy,
+    upstream: Arc<Upstream<Arc<Pod>>>,
     workload: watch::Receiver<Option<Arc<Workload>>>,
     end: &Drain,
     tasks: &mut JoinSet<()>,
 ) {
     let Some(sockets) = pod.dns() else { return };
-    let own: Vec<IpAddr> = pod.info().ips().collect();
     let resolv = pod.resolv().cloned().unwrap_or_default();
-    let servers = servers(resolv.servers(), &own);
-    if pod.resolv().is_some() && servers.is_empty() {
+    if pod.resolv().is_some() && upstream.has_no_server() {
         tracing::warn!(
             pod = pod.uid(),
             "the pod's resolv.conf names no server outside the pod: only names of the mesh resolve; switch its DNS \
              capture off if it has a resolver of its own"
         );
     }
-    let has_ipv6 = own.iter().any(IpAddr::is_ipv6);
+    let has_ipv6 = pod.info().ips().any(|ip| ip.is_ipv6());
     let network = proxy.config.network.clone();
     let client = Client::new(&*pod.info().namespace, network, has_ipv6, &resolv.search, resolv.ndots);
-    let upstream = Upstream::new(pod.clone(), servers, proxy.dns.clone());
     let dns = Arc::new(Dns::new(client, upstream, proxy.mesh.clone(), workload, proxy.dns.clone()));
     // Who has no configuration yet would take names of the mesh for others. Questions wait in the sockets meanwhile, where
     // a predecessor still reads them too.
@@ -73,7 +79,7 @@ pub struct Dns<I> {
     mesh: Arc<Mesh>,
     /// The pod in the mesh configuration, for metrics.
     workload: watch::Receiver<Option<Arc<Workload>>>,
-    upstream: Upstream<I>,
+    upstream: Arc<Upstream<I>>,
     metrics: DnsMetrics,
 }
 
@@ -91,7 +97,7 @@ impl<I: Inside> Dns<I> {
     /// The questions of a pod that sees the mesh as `client`.
     pub fn new(
         client: Client,
-        upstream: Upstream<I>,
+        upstream: Arc<Upstream<I>>,
         mesh: Arc<Mesh>,
         workload: watch::Receiver<Option<Arc<Workload>>>,
         metrics: DnsMetrics,
@@ -166,5 +172,7 @@ fn is_pod_itself(server: IpAddr, own: &[IpAddr]) -> bool {
     server.is_loopback() || server.is_unspecified() || own.iter().any(|ip| ip.to_canonical() == server)
 }
 
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

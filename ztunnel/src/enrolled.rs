@@ -1,6 +1,7 @@
 //! One enrolled pod as this process serves it: its listeners, its workload and certificate, its connections.
 
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use crate::deliver::Deliveries;
 use crate::dns::metrics::DnsMetrics;
 use crate::endpoints::Endpoints;
 use crate::mesh::Mesh;
+use crate::names::Names;
 use crate::pods::Pod;
 use crate::reach::Reached;
 use crate::{dns, inbound, outbound};
@@ -59,6 +61,7 @@ pub struct Enrolled {
     pod: Arc<Pod>,
     uid: Arc<str>,
     proxy: Arc<Proxy>,
+    names: Names<Arc<Pod>>,
     deliveries: Arc<Deliveries>,
     permits: Arc<Semaphore>,
     /// The pod in the mesh configuration.
@@ -80,8 +83,11 @@ impl Enrolled {
     /// its certificate is there; before that perhaps what it waits for.
     pub fn serve(proxy: Arc<Proxy>, pod: Arc<Pod>, tell: impl FnMut(Result<(), String>) + Send + 'static) -> Service {
         let (trigger, drain) = drain::channel();
+        let upstream = Arc::new(dns::upstream(&pod, proxy.dns.clone()));
+        let own: Vec<IpAddr> = pod.info().ips().collect();
         let enrolled = Arc::new(Self {
             uid: pod.uid().into(),
+            names: Names::new(upstream.clone(), &own, proxy.dns.clone()),
             pod,
             proxy,
             deliveries: Arc::default(),
@@ -95,7 +101,7 @@ impl Enrolled {
             tasks.spawn(enrolled.clone().listen(kind));
         }
         let workload = enrolled.workload.subscribe();
-        dns::serve(&enrolled.pod, &enrolled.proxy, workload, &enrolled.drain, &mut tasks);
+        dns::serve(&enrolled.pod, &enrolled.proxy, upstream, workload, &enrolled.drain, &mut tasks);
         tasks.spawn(enrolled.clone().follow(tell));
         Service { enrolled, trigger, tasks }
     }
@@ -113,6 +119,11 @@ impl Enrolled {
     /// What all pods share.
     pub(crate) fn proxy(&self) -> &Proxy {
         &self.proxy
+    }
+
+    /// The names of endpoints, as its own servers know them.
+    pub(crate) fn names(&self) -> &Names<Arc<Pod>> {
+        &self.names
     }
 
     /// Its connections to its application.

@@ -12,6 +12,7 @@ pub mod endpoints;
 pub mod enrolled;
 pub mod mesh;
 pub mod metrics;
+pub mod names;
 pub mod pods;
 pub mod privilege;
 pub mod reach;

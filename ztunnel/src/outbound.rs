@@ -10,7 +10,7 @@ use loam_core::headers::baggage::Baggage;
 use loam_core::headers::forwarded::Forwarded;
 use loam_core::headers::traceparent::Traceparent;
 use loam_core::ids::{Hostname, Identity};
-use loam_core::outbound::{Destination, Plan, Query, Refusal, plan};
+use loam_core::outbound::{Destination, Plan, Query, Refusal, Resolved, Unplanned, plan};
 use loam_core::reason::Reason;
 use loam_core::workload::Workload;
 use loam_hbone::{ConnectHeaders, Hooks, OpenError, OpenRequest, Opened, Relay, TunnelKey, relay_plain};
@@ -100,15 +100,20 @@ enum Upstream {
 impl Connection for Call<'_> {
     type Upstream = Upstream;
 
-    fn decide(&self, tries: &Tries) -> Result<Plan, Refusal> {
+    fn decide(&self, tries: &Tries) -> Result<Plan, Unplanned> {
         let proxy = self.pod.proxy();
         let query = Query {
             standings: &*proxy.endpoints,
             tried: &tries.endpoints,
             tunnels_only: tries.tunnels_only,
+            names: &tries.names,
             ..Query::new(self.source, self.dialled, self.entropy)
         };
         plan(&proxy.mesh.load(), &query)
+    }
+
+    async fn resolve(&self, host: &Hostname) -> Resolved {
+        self.pod.names().resolve(host, self.source).await
     }
 
     fn describe(&mut self, plan: &Plan, number: usize) {

@@ -83,6 +83,9 @@ fn show(resource: &Resource) -> String {
         Resource::Workload(w) => {
             let ips: Vec<_> = w.addresses.iter().map(ToString::to_string).collect();
             let _ = write!(text, "{} sa={}", ips.join(","), w.identity.service_account());
+            if let Some(hostname) = &w.hostname {
+                let _ = write!(text, " host={hostname}");
+            }
             if w.protocol == TunnelProtocol::Hbone {
                 text.push_str(" hbone");
             }

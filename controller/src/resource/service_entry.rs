@@ -66,8 +66,10 @@ pub enum Resolution {
     None,
     /// They are written down, or selected.
     Static,
-    /// As with [`Resolution::Static`]; endpoints may also be names, which are not picked.
+    /// As with [`Resolution::Static`]; endpoints may also be names, which whoever connects resolves.
     Dns,
+    /// Each host is the name of its one endpoint, which whoever connects resolves.
+    Hosts,
 }
 
 impl ServiceEntry {
@@ -104,6 +106,10 @@ pub fn read(metadata: &ObjectMeta, spec: ServiceEntrySpec, flaws: &mut Vec<Flaw>
     };
     let selector: super::Labels = spec.workload_selector.and_then(|s| s.labels).unwrap_or_default().into();
     let given = spec.endpoints.unwrap_or_default();
+    let (resolution, hosts) = match resolution {
+        Resolution::Dns if selector.is_empty() && given.is_empty() => resolved_hosts(hosts, flaws),
+        other => (other, hosts),
+    };
     if !selector.is_empty() && !given.is_empty() {
         flaws.push("endpoints are ignored beside workloadSelector: write down one of them".to_owned());
     }
@@ -112,20 +118,6 @@ pub fn read(metadata: &ObjectMeta, spec: ServiceEntrySpec, flaws: &mut Vec<Flaw>
         for (i, endpoint) in given.into_iter().enumerate() {
             endpoints.add(i, endpoint, flaws);
         }
-    }
-    let mut endpoints: Vec<_> = endpoints.read.into_values().collect();
-    let mut resolution = resolution;
-    let is_name = |endpoint: &WorkloadEntry| matches!(endpoint.address, Address::Name(_));
-    if resolution == Resolution::Dns && selector.is_empty() && endpoints.iter().all(is_name) {
-        // An address that leads to nobody would break what works without it.
-        flaws.push(
-            "resolution DNS with names alone is read as NONE, because proxies resolve no names: connections go where \
-             the caller's own resolver sends them; write down the endpoints' addresses to have them balanced"
-                .to_owned(),
-        );
-        (resolution, endpoints) = (Resolution::None, Vec::new());
-    } else if endpoints.iter().any(is_name) {
-        flaws.push("endpoints that are names are never picked, because proxies resolve no names".to_owned());
     }
     let addresses = addresses(spec.addresses.unwrap_or_default(), resolution, metadata, flaws);
     if matches!(addresses, Addresses::None) && resolution == Resolution::None {
@@ -142,7 +134,7 @@ pub fn read(metadata: &ObjectMeta, spec: ServiceEntrySpec, flaws: &mut Vec<Flaw>
         addresses,
         resolution,
         membership: Membership { selector, ports },
-        endpoints: endpoints.into(),
+        endpoints: endpoints.read.into_values().collect(),
         visibility: visibility(&spec.export_to.unwrap_or_default(), own_namespace, flaws),
         // Other forms of names mean something to those who speak TLS to the endpoint, which we do not.
         subject_alt_names: spec.subject_alt_names.iter().flatten().filter_map(|san| san.parse().ok()).collect(),
@@ -169,6 +161,26 @@ fn hosts(given: Vec<String>, flaws: &mut Vec<Flaw>) -> Box<[Hostname]> {
         }
     }
     hosts.into()
+}
+
+/// Hosts whose names are to be resolved. A pattern cannot be; where there is nothing else, connections pass.
+fn resolved_hosts(hosts: Box<[Hostname]>, flaws: &mut Vec<Flaw>) -> (Resolution, Box<[Hostname]>) {
+    let is_pattern = |host: &Hostname| host.as_str().starts_with("*.");
+    if hosts.iter().all(is_pattern) {
+        flaws.push(
+            "resolution DNS is read as NONE, because a pattern cannot be resolved: connections go where the caller's \
+             own resolver sends them; declare the names themselves, or endpoints"
+                .to_owned(),
+        );
+        return (Resolution::None, hosts);
+    }
+    let (patterns, names): (Vec<_>, Vec<_>) = hosts.into_iter().partition(is_pattern);
+    for pattern in patterns {
+        flaws.push(format!(
+            "host {pattern} is left out, because a pattern cannot be resolved: declare the names themselves, or endpoints"
+        ));
+    }
+    (Resolution::Hosts, names.into())
 }
 
 fn ports(given: Vec<EntryPort>, flaws: &mut Vec<Flaw>) -> Box<[Port]> {

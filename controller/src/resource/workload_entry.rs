@@ -56,6 +56,20 @@ impl std::fmt::Display for Address {
 }
 
 impl WorkloadEntry {
+    /// Somebody of whom nothing is known but a name.
+    pub fn named(host: Hostname) -> Self {
+        Self {
+            address: Address::Name(host),
+            labels: Labels::default(),
+            ports: Box::default(),
+            network: None,
+            locality: Arc::default(),
+            weight: 1,
+            service_account: "default".into(),
+            in_mesh: false,
+        }
+    }
+
     /// Where it serves the port of a service that goes by a name, if it says so.
     pub fn port(&self, name: &str) -> Option<u16> {
         self.ports.iter().find(|(n, _)| **n == *name).map(|(_, port)| *port)

@@ -136,7 +136,8 @@ impl From<Refusal> for Unplanned {
 }
 
 impl Refusal {
-    pub(crate) fn new(reason: Reason, detail: String) -> Self {
+    /// One that is not about a known destination.
+    pub fn new(reason: Reason, detail: String) -> Self {
         Self { reason, detail, destination: Destination::default() }
     }
 }

@@ -20,6 +20,9 @@ const REQUESTS: usize = 0;
 const FORWARDED: usize = 1;
 const FAILED: usize = 2;
 
+const ON_DEMAND: [Column; 1] =
+    [Column { name: "istio_on_demand_dns", help: "Requests that needed the addresses of an endpoint's name." }];
+
 /// Upper bounds in seconds: a server on the node, in the cluster, across the world, one that was asked again.
 const BUCKETS: [f64; 9] = [0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0];
 
@@ -30,8 +33,31 @@ type Durations = Fixed<ByProtocol, Histogram, fn() -> Histogram>;
 #[derive(Debug, Clone)]
 pub struct DnsMetrics {
     requests: Family<Labels, 3>,
+    on_demand: Family<Source, 1>,
     ignored: Counter,
     duration: Durations,
+}
+
+/// Whose connection it was.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Source {
+    service: Arc<str>,
+    revision: Arc<str>,
+    namespace: Arc<str>,
+}
+
+impl EncodeLabelSet for Source {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        value(encoder, "source_canonical_service", &self.service)?;
+        value(encoder, "source_canonical_revision", &self.revision)?;
+        value(encoder, "source_workload_namespace", &self.namespace)
+    }
+}
+
+impl LabelSet for Source {
+    fn other() -> Self {
+        Self { service: "other".into(), revision: Arc::default(), namespace: Arc::default() }
+    }
 }
 
 /// What a request is counted by.
@@ -75,10 +101,12 @@ impl DnsMetrics {
     pub fn new(registry: &Registry) -> Self {
         let metrics = Self {
             requests: Family::new(COLUMNS),
+            on_demand: Family::new(ON_DEMAND),
             ignored: Counter::default(),
             duration: Fixed::new_with_constructor(|| Histogram::new(BUCKETS)),
         };
         registry.family(&metrics.requests);
+        registry.family(&metrics.on_demand);
         registry.register(
             "loam_dns_upstream_ignored",
             "Messages at a port of a question to a pod's own servers that do not answer it",
@@ -102,6 +130,16 @@ impl DnsMetrics {
 
     pub(super) fn failed(&self, labels: &Labels) {
         self.requests.series(labels).add(FAILED, 1);
+    }
+
+    /// A connection of `source` needed a name.
+    pub(crate) fn on_demand(&self, source: &Workload) {
+        let labels = Source {
+            service: source.canonical_name.clone(),
+            revision: source.canonical_revision.clone(),
+            namespace: source.namespace().into(),
+        };
+        self.on_demand.series(&labels).add(0, 1);
     }
 
     pub(super) fn ignored(&self) {

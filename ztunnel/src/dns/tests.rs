@@ -1,5 +1,4 @@
 use std::collections::HashSet;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,30 +11,13 @@ use loam_rt::drain::{self, Drain, Trigger};
 use loam_rt::metrics::{Exposition, Registry};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::metrics::DnsMetrics;
+use super::testing::{Here, NO_ERROR, REFUSED, SERVER_FAILURE, SOON, Server, failure, nobody, reply};
 use super::upstream::{MAX_QUESTIONS, PATIENCE, Upstream};
 use super::*;
-
-/// Longest wait for something that must happen.
-const SOON: Duration = Duration::from_secs(20);
-
-/// Makes sockets on this machine's loopback.
-struct Here;
-
-impl Inside for Here {
-    async fn udp(&self, _: IpAddr) -> io::Result<UdpSocket> {
-        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
-        socket.set_nonblocking(true)?;
-        UdpSocket::from_std(socket.into())
-    }
-
-    async fn tcp(&self, server: SocketAddr) -> io::Result<TcpStream> {
-        TcpStream::connect(server).await
-    }
-}
 
 /// A pod with its resolver's sockets, and what serves it.
 struct Pod {
@@ -56,7 +38,7 @@ impl Pod {
         let metrics = DnsMetrics::new(&registry);
         let client = Client::new("shop", "", false, &["shop.svc.cluster.local"], 5);
         let (_, workload) = watch::channel(None);
-        let upstream = Upstream::new(Here, servers.to_vec(), metrics.clone());
+        let upstream = Arc::new(Upstream::new(Here, servers.to_vec(), metrics.clone()));
         let dns = Arc::new(Dns::new(client, upstream, mesh, workload, metrics));
         let (trigger, drain) = drain::channel();
         let udp = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
@@ -93,68 +75,6 @@ impl Pod {
     }
 }
 
-/// A port that is free for both, which the next one may not be while other tests run.
-async fn both() -> (UdpSocket, TcpListener) {
-    for _ in 0..1000 {
-        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        if let Ok(listener) = TcpListener::bind(socket.local_addr().unwrap()).await {
-            return (socket, listener);
-        }
-    }
-    panic!("no port is free for both UDP and TCP");
-}
-
-/// A name server, and each question that reached it with the port it came from.
-struct Server {
-    addr: SocketAddr,
-    asked: mpsc::UnboundedReceiver<(Vec<u8>, u16)>,
-}
-
-impl Server {
-    /// One that sends what `replies` makes of the number and the bytes of a question.
-    async fn start(replies: impl Fn(usize, &[u8]) -> Vec<Vec<u8>> + Send + Sync + 'static) -> Self {
-        let (socket, listener) = both().await;
-        let addr = socket.local_addr().unwrap();
-        let (told, asked) = mpsc::unbounded_channel();
-        let replies = Arc::new(replies);
-        let (told_tcp, replies_tcp) = (told.clone(), replies.clone());
-        tokio::spawn(async move {
-            let mut bytes = [0; 4096];
-            for number in 0.. {
-                let (length, from) = socket.recv_from(&mut bytes).await.unwrap();
-                let _ = told.send((bytes[..length].to_vec(), from.port()));
-                for reply in replies(number, &bytes[..length]) {
-                    socket.send_to(&reply, from).await.unwrap();
-                }
-            }
-        });
-        tokio::spawn(async move {
-            for number in 0.. {
-                let (mut stream, from) = listener.accept().await.unwrap();
-                let Ok(Some(message)) = frames::Frames::new(4096).next(&mut stream).await else { continue };
-                let _ = told_tcp.send((message.clone(), from.port()));
-                for reply in replies_tcp(number, &message) {
-                    frames::write(&mut stream, &reply).await.unwrap();
-                }
-            }
-        });
-        Self { addr, asked }
-    }
-
-    async fn silent() -> Self {
-        Self::start(|_, _| vec![]).await
-    }
-
-    async fn asked(&mut self) -> (Vec<u8>, u16) {
-        timeout(SOON, self.asked.recv()).await.expect("a question").unwrap()
-    }
-}
-
-/// Where nobody listens.
-async fn nobody() -> SocketAddr {
-    UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
-}
-
 #[derive(Debug, PartialEq, Eq)]
 struct Answer {
     id: u16,
@@ -175,10 +95,6 @@ impl Answer {
     }
 }
 
-const NO_ERROR: u8 = 0;
-const SERVER_FAILURE: u8 = 2;
-const REFUSED: u8 = 5;
-
 fn question(id: u16, name: &str) -> Vec<u8> {
     let mut bytes = id.to_be_bytes().to_vec();
     bytes.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
@@ -187,22 +103,6 @@ fn question(id: u16, name: &str) -> Vec<u8> {
         bytes.extend(label.as_bytes());
     }
     bytes.extend([0, 0, 1, 0, 1]);
-    bytes
-}
-
-/// The reply to a question that its name has `address`.
-fn reply(question: &[u8], address: [u8; 4]) -> Vec<u8> {
-    let mut bytes = failure(question, NO_ERROR);
-    bytes[7] = 1;
-    bytes.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4]);
-    bytes.extend(address);
-    bytes
-}
-
-fn failure(question: &[u8], code: u8) -> Vec<u8> {
-    let mut bytes = question.to_vec();
-    bytes[2] |= 0x80;
-    bytes[3] = code;
     bytes
 }
 
@@ -509,4 +409,37 @@ async fn the_names_of_dashboards_are_there() {
     ] {
         assert!(text.lines().any(|l| l == line), "{line} is missing in {text}");
     }
+}
+
+#[tokio::test]
+async fn a_flood_of_names_that_do_not_exist_is_answered_and_holds_up_nobody() {
+    const NO_NAME: u8 = 3;
+    let mut server = Server::start(|_, question| vec![failure(question, NO_NAME)]).await;
+    let pod = Pod::with_servers(&[server.addr]).await;
+    for n in 0..10_000u16 {
+        pod.send(n, &format!("n{n}.example.com")).await;
+        let answer = pod.receive().await;
+        assert_eq!((answer.id, answer.code), (n, NO_NAME));
+        server.asked().await;
+    }
+    assert_eq!(pod.ask(WEB).await.address, Some([10, 1, 0, 1].into()));
+}
+
+#[tokio::test]
+async fn a_question_that_comes_byte_by_byte_has_ten_seconds() {
+    let pod = Pod::with_servers(&[]).await;
+    let mut stream = pod.connect().await;
+    tokio::time::pause();
+    let began = Instant::now();
+    stream.write_all(&100u16.to_be_bytes()).await.unwrap();
+    loop {
+        if stream.write_all(b"x").await.is_err() {
+            break;
+        }
+        let closed = timeout(Duration::from_secs(1), stream.read(&mut [0])).await;
+        if closed.is_ok() {
+            break;
+        }
+    }
+    assert!(began.elapsed() <= Duration::from_secs(12), "{:?}", began.elapsed());
 }

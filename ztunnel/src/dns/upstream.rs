@@ -48,7 +48,7 @@ const MAX_IDLE_SOCKETS: usize = 32;
 #[derive(Debug, thiserror::Error)]
 pub enum Unreachable {
     /// There is nobody to ask.
-    #[error("the pod has no name server but itself")]
+    #[error("the pod has no name server that is known and is not itself")]
     NoServer,
     /// Too many questions of the pod are under way.
     #[error("{MAX_QUESTIONS} questions are under way")]
@@ -84,6 +84,11 @@ impl<I: Inside> Upstream<I> {
             idle: Mutex::default(),
             metrics,
         }
+    }
+
+    /// Whether there is nobody to ask.
+    pub fn has_no_server(&self) -> bool {
+        self.servers.is_empty()
     }
 
     /// The answer of the first server that has one.

@@ -2,8 +2,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 
 use loam_core::addr::OrigDst;
-use loam_core::ids::{Identity, ServiceKey, WorkloadUid};
-use loam_core::outbound::{Plan, Query, Refusal, plan};
+use loam_core::ids::{Hostname, Identity, ServiceKey, WorkloadUid};
+use loam_core::outbound::{Plan, Query, Resolved, Unplanned, plan};
 use loam_core::reason::Reason;
 use loam_core::service::{AppProtocol, Port, Service, ServiceAddr};
 use loam_core::snapshot::{Change, Snapshot};
@@ -178,6 +178,8 @@ struct Script {
     dialled: OrigDst,
     does: BTreeMap<u8, Does>,
     entropy: u64,
+    /// Where names lead to: `10.0.0.N`, or nowhere.
+    names: BTreeMap<&'static str, Vec<u8>>,
     /// Last bytes of the addresses that were tried.
     tried: Vec<u8>,
 }
@@ -213,8 +215,21 @@ impl Script {
             dialled: OrigDst::new((VIP, 80).into()),
             does: does.iter().copied().collect(),
             entropy: 0,
+            names: BTreeMap::new(),
             tried: Vec::new(),
         }
+    }
+
+    /// Adds an endpoint that is known by this name only.
+    fn name(&mut self, host: &'static str, leads_to: &[u8]) {
+        let identity: Identity = "spiffe://cluster.local/ns/shop/sa/api".parse().unwrap();
+        let services = [ServicePorts { service: "shop/api.shop.svc".parse().unwrap(), ports: Arc::new([]) }].into();
+        self.mesh = self.mesh.apply(vec![Change::Workload(Workload {
+            hostname: Some(host.parse().unwrap()),
+            services,
+            ..Workload::new(WorkloadUid::of_pod("c", "shop", host), host, identity)
+        })]);
+        self.names.insert(host, leads_to.to_vec());
     }
 
     /// One connection: who took it, or why nobody did.
@@ -243,15 +258,24 @@ fn last_byte(plan: &Plan) -> u8 {
 impl Connection for Script {
     type Upstream = u8;
 
-    fn decide(&self, tries: &Tries) -> Result<Plan, Refusal> {
+    fn decide(&self, tries: &Tries) -> Result<Plan, Unplanned> {
         let source = self.mesh.workload(&WorkloadUid::of_pod("c", "shop", "api-100")).unwrap();
         let query = Query {
             standings: &*self.endpoints,
             tried: &tries.endpoints,
             tunnels_only: tries.tunnels_only,
+            names: &tries.names,
             ..Query::new(source, self.dialled, self.entropy)
         };
         plan(&self.mesh, &query)
+    }
+
+    async fn resolve(&self, host: &Hostname) -> Resolved {
+        let addresses = match &self.names[host.as_str()][..] {
+            [] => Err("silent".into()),
+            some => Ok(some.iter().map(|last| addr(*last).ip()).collect()),
+        };
+        Resolved { host: host.clone(), addresses }
     }
 
     fn describe(&mut self, plan: &Plan, number: usize) {
@@ -388,5 +412,44 @@ async fn who_did_not_prove_himself_is_never_replaced_by_plaintext() {
     for _ in 0..20 {
         script.run().await.unwrap();
         assert!(!script.tried.contains(&1) || *script.tried.last().unwrap() == 3, "{:?}", script.tried);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_address_of_a_name_is_an_endpoint_that_may_be_tried() {
+    let mut script = Script::new(&[]);
+    script.name("db.example", &[2, 4, 6]);
+    script.does.extend([(2, DEAD), (4, DEAD), (6, Takes)]);
+    for _ in 0..20 {
+        assert_eq!(script.run().await, Ok(6));
+    }
+    assert!(is_aside(&script.endpoints, 2) && is_aside(&script.endpoints, 4), "they are set aside as others are");
+    assert_eq!(script.tried, [6]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_that_lead_nowhere_are_passed_over_and_not_asked_for_without_end() {
+    let mut script = Script::new(&[(1, Takes)]);
+    ["a.example", "b.example"].into_iter().for_each(|host| script.name(host, &[]));
+    for _ in 0..20 {
+        assert_eq!(script.run().await, Ok(1));
+    }
+    let mut script = Script::new(&[]);
+    ["a.example", "b.example", "c.example", "d.example", "e.example"]
+        .into_iter()
+        .for_each(|host| script.name(host, &[]));
+    let (reason, detail) = script.run().await.unwrap_err();
+    assert_eq!((reason, &script.tried[..]), (Reason::NameUnresolved, &[][..]));
+    assert!(detail.contains("3 names"), "{detail}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_address_of_a_name_is_given_up_for_another_endpoint() {
+    let mut script = Script::new(&[]);
+    script.name("db.example", &[2]);
+    script.name("other.example", &[4]);
+    script.does.extend([(2, NeverAnswers), (4, Takes)]);
+    for _ in 0..20 {
+        assert_eq!(script.run().await, Ok(4));
     }
 }

@@ -10,7 +10,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use loam_core::outbound::{Plan, Refusal};
+use loam_core::ids::Hostname;
+use loam_core::outbound::{Plan, Refusal, Resolved, Unplanned};
 use loam_core::reason::Reason;
 use tokio::time::timeout;
 
@@ -18,6 +19,9 @@ use super::{Endpoints, Place};
 
 /// Endpoints that one connection is tried on.
 pub(crate) const MAX_TRIES: usize = 3;
+
+/// Names that one connection asks for. Each may take as long as silent servers make it.
+const MAX_NAMES: usize = MAX_TRIES;
 
 /// How long one endpoint may take while a better one is there. Enough for a lost SYN to be sent again. Without a better
 /// one the limits of dialling hold, so that all tries together take at most 6 s longer than one.
@@ -29,7 +33,10 @@ pub(crate) trait Connection: Sync {
     type Upstream;
 
     /// Where it goes, given where it was tried already.
-    fn decide(&self, tries: &Tries) -> Result<Plan, Refusal>;
+    fn decide(&self, tries: &Tries) -> Result<Plan, Unplanned>;
+
+    /// Where a name leads to, or why nowhere. Takes a bounded time.
+    fn resolve(&self, host: &Hostname) -> impl Future<Output = Resolved> + Send;
 
     /// It is about to be tried, for the `number`th time.
     fn describe(&mut self, plan: &Plan, number: usize);
@@ -46,6 +53,8 @@ pub(crate) struct Tries {
     /// Whether one of them did not prove who it is. From then on only endpoints that can prove it will do: whoever
     /// disturbs TLS must not be rewarded with plaintext.
     pub(crate) tunnels_only: bool,
+    /// Names of endpoints that were asked for.
+    pub(crate) names: Vec<Resolved>,
     errors: Vec<String>,
 }
 
@@ -110,7 +119,7 @@ pub(crate) async fn try_endpoints<C: Connection>(
     connection: &mut C,
 ) -> Result<(C::Upstream, Option<Place>), Unreached> {
     let mut tries = Tries::default();
-    let mut plan = connection.decide(&tries).map_err(Unreached::Refused)?;
+    let mut plan = tries.decide(connection).await.map_err(Unreached::Refused)?;
     loop {
         connection.describe(&plan, tries.errors.len() + 1);
         let place = plan.picked().map(|picked| endpoints.join(picked.endpoint));
@@ -123,7 +132,7 @@ pub(crate) async fn try_endpoints<C: Connection>(
         };
         place.iter().for_each(|place| place.failed(failure.fault));
         drop(place);
-        match tries.next(connection, &plan, &failure) {
+        match tries.next(connection, &plan, &failure).await {
             Some(next) => plan = next,
             None => return Err(Unreached::Failed { reason: failure.reason, error: tries.told(failure.error) }),
         }
@@ -141,20 +150,42 @@ async fn attempt<C: Connection>(connection: &C, plan: &Plan, tries: &mut Tries) 
     tries.endpoints.push(picked.endpoint);
     let other = connection.decide(tries);
     tries.endpoints.pop();
-    match other.is_ok_and(|plan| plan.picked().is_some_and(|picked| !picked.doubtful)) {
+    let is_better = match other {
+        Ok(plan) => plan.picked().is_some_and(|picked| !picked.doubtful),
+        Err(Unplanned::Unresolved(_)) => true,
+        Err(Unplanned::Refused(_)) => false,
+    };
+    match is_better {
         true => Err(Failure::silent(plan)),
         false => opening.await,
     }
 }
 
 impl Tries {
+    /// Where the connection goes, after the names were resolved that this depends on.
+    async fn decide(&mut self, connection: &impl Connection) -> Result<Plan, Refusal> {
+        loop {
+            match connection.decide(self) {
+                Ok(plan) => return Ok(plan),
+                Err(Unplanned::Refused(refusal)) => return Err(refusal),
+                Err(Unplanned::Unresolved(host)) if self.names.len() < MAX_NAMES => {
+                    self.names.push(connection.resolve(&host).await);
+                }
+                Err(Unplanned::Unresolved(host)) => {
+                    let detail = format!("{MAX_NAMES} names of endpoints lead nowhere, and {host} is not asked for");
+                    return Err(Refusal::new(Reason::NameUnresolved, detail));
+                }
+            }
+        }
+    }
+
     /// Whether one more try is allowed after the present one.
     fn is_there_another(&self) -> bool {
         self.errors.len() + 1 < MAX_TRIES
     }
 
     /// Where to try next, after `plan` failed.
-    fn next(&mut self, connection: &impl Connection, plan: &Plan, failure: &Failure) -> Option<Plan> {
+    async fn next(&mut self, connection: &impl Connection, plan: &Plan, failure: &Failure) -> Option<Plan> {
         let picked = plan.picked()?;
         let again = match failure.fault {
             Fault::Endpoint | Fault::Silence | Fault::Way => self.is_there_another(),
@@ -165,7 +196,7 @@ impl Tries {
         }
         self.endpoints.push(picked.endpoint);
         self.tunnels_only |= failure.unproven;
-        let next = connection.decide(self).ok().filter(|plan| plan.picked().is_some());
+        let next = self.decide(connection).await.ok().filter(|plan| plan.picked().is_some());
         if next.is_some() {
             self.errors.push(failure.error.clone());
         }

@@ -98,7 +98,7 @@ impl Index {
         let of_namespace = self.namespaces.get(&name.namespace).and_then(|n| n.distribution);
         let balancing = match entry.resolution {
             Resolution::None => Balancing { mode: BalancingMode::Passthrough, ..Balancing::default() },
-            Resolution::Static | Resolution::Dns => toward(entry.distribution.or(of_namespace)),
+            Resolution::Static | Resolution::Dns | Resolution::Hosts => toward(entry.distribution.or(of_namespace)),
         };
         let port = |port: &crate::resource::service::Port| Port {
             service_port: port.number,
@@ -157,13 +157,19 @@ impl Index {
             Address::Ip(ip) => self.pod_addresses.owner(*ip).is_some(),
             Address::Name(_) => false,
         };
-        let endpoint = |endpoint: &WorkloadEntry| {
-            let ports = ports_at(endpoint, ports);
+        let serving = |endpoint: WorkloadEntry, keys: &[ServiceKey]| {
+            let ports = ports_at(&endpoint, ports);
             let served = |key: &ServiceKey| ServicePorts { service: key.clone(), ports: Arc::clone(&ports) };
             let mut services: Vec<_> = keys.iter().map(served).collect();
             services.sort_by(|a, b| a.service.cmp(&b.service));
-            (endpoint.clone(), services.into())
+            (endpoint, services.into())
         };
+        if entry.resolution == Resolution::Hosts {
+            let endpoint =
+                |key: &ServiceKey| serving(WorkloadEntry::named(key.hostname.clone()), std::slice::from_ref(key));
+            return keys.iter().map(endpoint).collect();
+        }
+        let endpoint = |endpoint: &WorkloadEntry| serving(endpoint.clone(), &keys);
         entry.endpoints.iter().filter(|e| !is_pod(e)).map(endpoint).collect()
     }
 

@@ -75,19 +75,45 @@ fn a_selector_takes_pods_and_machines_with_the_labels() {
 }
 
 #[test]
-fn names_are_left_to_the_callers_resolver_and_that_is_told() {
-    let dns = |more: &str| entry("shop", "e", &format!("hosts: [api.example], {PORT}, {more}"));
-    for more in ["resolution: DNS", "resolution: DNS_ROUND_ROBIN, endpoints: [{address: a.example}]"] {
-        let world = World::of(&dns(&format!("{more}, addresses: [203.0.113.1]")));
-        world.check(&["shop/api.example: 203.0.113.1 [443>443] Passthrough[]"]);
-        assert!(world.problems().len() == 1 && world.problems()[0].contains("read as NONE"), "{:?}", world.problems());
-        let world = World::of(&dns(more));
-        world.check(&["shop/api.example:  [443>443] Passthrough[]"]);
-        assert!(world.problems()[0].contains("give it the addresses"), "{:?}", world.problems());
-    }
-    let world = World::of(&dns("resolution: DNS, endpoints: [{address: a.example}, {address: 192.0.2.1}]"));
-    assert!(world.problems()[0].contains("never picked"), "{:?}", world.problems());
-    assert!(world.resources["shop/api.example"].starts_with("240.240."), "{:?}", world.resources);
+fn names_that_are_to_be_resolved_are_endpoints() {
+    let dns = |more: &str| entry("shop", "e", &format!("addresses: [203.0.113.1], {PORT}, {more}"));
+    // Each host is its own endpoint.
+    let world = World::of(&dns("hosts: [a.example, b.example], resolution: DNS"));
+    world.check(&[
+        &format!("{EXTERNAL}a.example:  sa=default host=a.example a.example[443>443]"),
+        &format!("{EXTERNAL}b.example:  sa=default host=b.example b.example[443>443]"),
+        "shop/a.example: 203.0.113.1 [443>443]",
+        "shop/b.example: 203.0.113.1 [443>443]",
+    ]);
+    assert!(world.problems().is_empty(), "{:?}", world.problems());
+    let more = "hosts: [a.example], resolution: DNS_ROUND_ROBIN, endpoints: [{address: c.example, ports: {tls: 8443}}, \
+                {address: 192.0.2.1}]";
+    let mut world = World::of(&dns(more));
+    world.check(&[
+        &format!("{EXTERNAL}192.0.2.1: 192.0.2.1 sa=default a.example[443>443]"),
+        &format!("{EXTERNAL}c.example:  sa=default host=c.example a.example[443>8443]"),
+        "shop/a.example: 203.0.113.1 [443>443]",
+    ]);
+    assert!(world.problems().is_empty(), "{:?}", world.problems());
+    world.apply(&dns("hosts: [a.example], resolution: DNS"));
+    world.check(&[
+        &format!("{EXTERNAL}a.example:  sa=default host=a.example a.example[443>443]"),
+        "shop/a.example: 203.0.113.1 [443>443]",
+    ]);
+    // Without an address of its own a host is given one.
+    let world = World::of(&entry("shop", "e", &format!("hosts: [a.example], resolution: DNS, {PORT}")));
+    assert!(world.resources["shop/a.example"].starts_with("240.240."), "{:?}", world.resources);
+}
+
+#[test]
+fn a_machine_that_is_known_by_name_is_selected_like_any_other() {
+    let spec = "hosts: [db.internal], addresses: [203.0.113.1], resolution: DNS, workloadSelector: {labels: {app: db}}, \
+                ports: [{number: 5432, name: sql, protocol: TCP}]";
+    let vm = machine("vm", "address: db.example.org, labels: {app: db}");
+    World::of(&[entry("shop", "e", spec), vm].concat()).check(&[
+        "Kubernetes/networking.istio.io/WorkloadEntry/shop/vm:  sa=default host=db.example.org db.internal[5432>5432]",
+        "shop/db.internal: 203.0.113.1 [5432>5432]",
+    ]);
 }
 
 #[test]

@@ -41,8 +41,13 @@ fn what_leaves_nothing_is_left_out_and_says_what_to_do() {
         assert!(flaws.last().unwrap().contains("is left out"), "{spec}: {flaws:?}");
         assert!(flaws.iter().any(|f| f.contains(expected)), "{spec}: {flaws:?}");
     }
-    let long = format!("hosts: [{}.example], ports: [{{number: 80}}]", "x".repeat(64));
-    assert!(entry(&long).0.is_none());
+    let host = |host: String| entry(&format!("hosts: [{host}], ports: [{{number: 80}}]")).0.is_some();
+    assert!(!host(format!("{}.example", "x".repeat(64))), "a label of 64 bytes");
+    assert!(host(format!("{}.example", "x".repeat(63))));
+    let labels = |bytes: usize| ["x".repeat(62).as_str(); 4].join(".")[..bytes].to_owned();
+    assert!(!host(format!("{}.example", labels(246))), "254 bytes");
+    assert!(host(format!("{}.example", labels(245))), "253 bytes");
+    assert!(host(format!("{}.example.", labels(245))), "the final dot does not count");
 }
 
 #[test]
@@ -60,10 +65,7 @@ fn a_wrong_part_is_told_and_the_rest_counts() {
         ("endpoints: [{address: 1.2.3}], addresses: [192.0.2.1]", "endpoints[0]"),
         ("endpoints: [{address: b.example}], addresses: [192.0.2.1]", "set DNS"),
         ("endpoints: [{address: 192.0.2.9}, {address: 192.0.2.9}], addresses: [192.0.2.1]", "there twice"),
-        (
-            "workloadSelector: {labels: {a: b}}, endpoints: [{address: 192.0.2.9}], addresses: [192.0.2.1]",
-            "ignored",
-        ),
+        ("workloadSelector: {labels: {a: b}}, endpoints: [{address: 192.0.2.9}], addresses: [192.0.2.1]", "ignored"),
         (
             "endpoints: [{address: 192.0.2.9, labels: {networking.istio.io/tunnel: http}}], addresses: [192.0.2.1]",
             "MESH_INTERNAL",
@@ -72,11 +74,7 @@ fn a_wrong_part_is_told_and_the_rest_counts() {
     for (more, expected) in cases {
         let (entry, flaws) = entry(&format!("{GOOD}, {more}"));
         let entry = entry.unwrap();
-        assert_eq!(
-            entry.single_addresses().collect::<Vec<_>>(),
-            ["192.0.2.1".parse::<IpAddr>().unwrap()],
-            "{more}"
-        );
+        assert_eq!(entry.single_addresses().collect::<Vec<_>>(), ["192.0.2.1".parse::<IpAddr>().unwrap()], "{more}");
         assert!(flaws.len() == 1 && flaws[0].contains(expected), "{more}: {flaws:?}");
     }
 }
@@ -91,6 +89,32 @@ fn names_lose_their_case_and_final_dot_and_mapped_addresses_are_ipv4() {
     assert_eq!(entry.hosts.iter().map(Hostname::as_str).collect::<Vec<_>>(), ["a.example"]);
     assert_eq!(entry.single_addresses().count(), 1);
     assert!(flaws.is_empty(), "{flaws:?}");
+}
+
+#[test]
+fn names_are_resolved_where_they_are_endpoints_and_patterns_are_not() {
+    let read = |spec: &str| {
+        let (entry, flaws) = entry(&format!("ports: [{{number: 443}}], addresses: [192.0.2.1], {spec}"));
+        let entry = entry.unwrap();
+        let hosts: Vec<_> = entry.hosts.iter().map(ToString::to_string).collect();
+        (entry.resolution, hosts.join(" "), entry.endpoints.len(), flaws)
+    };
+    let none: Vec<Flaw> = Vec::new();
+    for resolution in ["DNS", "DNS_ROUND_ROBIN", "DYNAMIC_DNS"] {
+        let spec = format!("resolution: {resolution}, hosts: [a.example, b.example]");
+        assert_eq!(read(&spec), (Resolution::Hosts, "a.example b.example".into(), 0, none.clone()));
+        let spec = format!("{spec}, endpoints: [{{address: c.example}}, {{address: 192.0.2.9}}]");
+        assert_eq!(read(&spec), (Resolution::Dns, "a.example b.example".into(), 2, none.clone()));
+    }
+    let (resolution, hosts, _, flaws) = read("resolution: DNS, hosts: [a.example, '*.example']");
+    assert_eq!((resolution, &*hosts), (Resolution::Hosts, "a.example"));
+    assert!(flaws.len() == 1 && flaws[0].contains("*.example is left out"), "{flaws:?}");
+    let (resolution, _, _, flaws) = read("resolution: DNS, hosts: ['*.example']");
+    assert_eq!(resolution, Resolution::None);
+    assert!(flaws[0].contains("read as NONE"), "{flaws:?}");
+    // Who wrote down endpoints did not mean the hosts, even if none of them is right.
+    let (resolution, _, endpoints, flaws) = read("resolution: DNS, hosts: [a.example], endpoints: [{address: 1.2.3}]");
+    assert_eq!((resolution, endpoints, flaws.len()), (Resolution::Dns, 0, 1));
 }
 
 #[test]

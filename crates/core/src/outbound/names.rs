@@ -112,3 +112,6 @@ impl Plan {
         self
     }
 }
+
+#[cfg(test)]
+mod tests;
