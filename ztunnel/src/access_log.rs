@@ -105,7 +105,8 @@ pub struct Late {
 #[derive(Debug)]
 struct Denial {
     reason: Reason,
-    verdict: Verdict,
+    /// Of the policies, where they are why.
+    verdict: Option<Verdict>,
     detail: String,
 }
 
@@ -285,8 +286,11 @@ impl OpenRecord {
         let mut verdict = living.facts.verdict.as_ref();
         // It may have ended by itself in the same moment.
         if let Some(denial) = living.denial.get().filter(|denial| reason == Some(denial.reason)) {
-            (verdict, error) = (Some(&denial.verdict), Some(&denial.detail as &dyn Display));
-            shared.denied(&living.facts, living.id, &denial.verdict, &denial.detail, true);
+            error = Some(&denial.detail as &dyn Display);
+            if let Some(denied) = &denial.verdict {
+                verdict = Some(denied);
+                shared.denied(&living.facts, living.id, denied, &denial.detail, true);
+            }
         }
         shared.ended(&living.facts, living.id, living.began, &End { bytes, reason, error, verdict });
     }
@@ -304,8 +308,18 @@ impl Late {
             Verdict::Deny { reason, .. } => *reason,
             Verdict::Allow => Reason::Internal,
         };
+        self.end(Denial { reason, verdict: Some(verdict), detail })
+    }
+
+    /// It would be refused by now. Returns the reason with which it is to be ended.
+    pub fn refuse(&self, reason: Reason, detail: String) -> Reason {
+        self.end(Denial { reason, verdict: None, detail })
+    }
+
+    fn end(&self, denial: Denial) -> Reason {
+        let reason = denial.reason;
         // The first counts, and there is one: it ends the connection.
-        let _ = self.living.denial.set(Box::new(Denial { reason, verdict, detail }));
+        let _ = self.living.denial.set(Box::new(denial));
         reason
     }
 }

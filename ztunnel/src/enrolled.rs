@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use loam_core::egress::Egress;
 use loam_core::ids::Identity;
 use loam_core::reason::Reason;
 use loam_core::snapshot::Snapshot;
@@ -68,6 +69,8 @@ pub struct Enrolled {
     workload: watch::Sender<Option<Arc<Workload>>>,
     /// Counts changes after which open connections are judged again.
     judgements: watch::Sender<u64>,
+    /// Counts changes after which open connections to undeclared destinations are judged again.
+    egress: watch::Sender<u64>,
     drain: Drain,
 }
 
@@ -94,6 +97,7 @@ impl Enrolled {
             permits: Arc::new(Semaphore::new(MAX_CONNECTIONS_PER_POD)),
             workload: watch::Sender::new(None),
             judgements: watch::Sender::new(0),
+            egress: watch::Sender::new(0),
             drain,
         });
         let mut tasks = JoinSet::new();
@@ -151,6 +155,11 @@ impl Enrolled {
         self.judgements.subscribe()
     }
 
+    /// Wakes when open connections to undeclared destinations are to be judged again.
+    pub(crate) fn egress(&self) -> watch::Receiver<u64> {
+        self.egress.subscribe()
+    }
+
     /// Ready when no new connection shall begin.
     pub(crate) fn drain_begins(&self) -> impl Future<Output = ()> + Send + use<> {
         let drain = self.drain.clone();
@@ -205,6 +214,10 @@ impl Enrolled {
                 self.judgements.send_modify(|n| *n += 1);
             }
             drop(snapshot);
+            // Who may go anywhere needs no judgement. For who may not, everything else may change what is declared.
+            if found.as_ref().is_some_and(|workload| workload.egress != Egress::AllowAny) {
+                self.egress.send_modify(|n| *n += 1);
+            }
             if !ready && let Some(workload) = found.filter(|workload| workload.protocol == TunnelProtocol::Hbone) {
                 tokio::select! {
                     credentials = self.proxy.identities.get(&workload.identity) => match credentials {

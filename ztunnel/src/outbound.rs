@@ -6,6 +6,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use loam_core::addr::{DownstreamAddr, NextHop, OrigDst};
 use loam_core::authority::Authority;
+use loam_core::egress;
 use loam_core::headers::baggage::Baggage;
 use loam_core::headers::forwarded::Forwarded;
 use loam_core::headers::traceparent::Traceparent;
@@ -17,7 +18,7 @@ use loam_hbone::{ConnectHeaders, Hooks, OpenError, OpenRequest, Opened, Relay, T
 use loam_tls::HandshakeError;
 use tokio::net::TcpStream;
 
-use crate::access_log::{OpenRecord, Record};
+use crate::access_log::{Late, OpenRecord, Record};
 use crate::endpoints::{Connection, Failure, Fault, Place, Tries, Unreached, try_endpoints};
 use crate::enrolled::Enrolled;
 use crate::metrics::{Direction, Peer};
@@ -65,8 +66,13 @@ async fn establish(pod: &Arc<Enrolled>, socket: TcpStream, from: SocketAddr) -> 
     let mut call = Call { pod, source: &source, downstream, dialled, entropy: rand::random(), record: &mut record };
     match try_endpoints(&pod.proxy().endpoints, &mut call).await {
         Ok((upstream, place)) => {
+            let is_egress = place.is_none() && record.facts().destination.workload.is_none();
             let record = record.open();
-            let hooks = Hooks::abort_on(pod.end_of_all()).meter(record.meter());
+            let hooks = match is_egress {
+                true => Hooks::abort_on(egress_end(pod.clone(), record.late(), dialled)),
+                false => Hooks::abort_on(pod.end_of_all()),
+            };
+            let hooks = hooks.meter(record.meter());
             let relay = match upstream {
                 Upstream::Plain(stream) => relay_plain(socket, stream, hooks),
                 Upstream::Tunnel(opened) => opened.carry(socket, hooks),
@@ -78,6 +84,31 @@ async fn establish(pod: &Arc<Enrolled>, socket: TcpStream, from: SocketAddr) -> 
             refuse(socket, record, reason, &detail)
         }
         Err(Unreached::Failed { reason, error }) => refuse(socket, record, reason, &error),
+    }
+}
+
+/// When a connection to a destination for which no endpoint was picked must end although neither side wants it to: its
+/// pod or this process ends, or the pod may reach only what is declared by now.
+fn egress_end(pod: Arc<Enrolled>, late: Late, dialled: OrigDst) -> impl Future<Output = Reason> + Send {
+    let mut changes = pod.egress();
+    // A change between the decision and here counts as well.
+    changes.mark_changed();
+    async move {
+        let end_of_all = pod.end_of_all();
+        let forbidden = async {
+            while changes.changed().await.is_ok() {
+                let refusal =
+                    pod.known_workload().and_then(|source| egress::forbids(&pod.proxy().mesh.load(), &source, dialled));
+                if let Some(refusal) = refusal {
+                    return late.refuse(refusal.reason, refusal.detail);
+                }
+            }
+            Reason::WorkloadGone
+        };
+        tokio::select! {
+            reason = end_of_all => reason,
+            reason = forbidden => reason,
+        }
     }
 }
 

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use crate::addr::OrigDst;
-use crate::outbound::{Destination, Refusal};
+use crate::outbound::{Destination, Query, Refusal, Unplanned, plan};
 use crate::reason::Reason;
 use crate::service::Service;
+use crate::snapshot::Snapshot;
 use crate::workload::Workload;
 
 /// What a workload may do with destinations outside the registry: those that are neither a workload nor an address of
@@ -55,15 +56,23 @@ pub fn through(source: &Workload, dst: OrigDst, service: &Arc<Service>) -> Resul
     }
 }
 
+/// Whether a connection that is open to `dst`, and that no endpoint was picked for, would be refused by now. Whatever is
+/// declared is none of this, wherever it leads.
+pub fn forbids(snapshot: &Snapshot, source: &Workload, dst: OrigDst) -> Option<Refusal> {
+    match plan(snapshot, &Query::new(source, dst, 0)) {
+        Err(Unplanned::Refused(refusal)) if refusal.reason == Reason::NotRegistered => Some(refusal),
+        Err(_) | Ok(_) => None,
+    }
+}
+
 fn refusal(detail: String, destination: Destination) -> Refusal {
     Refusal { destination, ..Refusal::new(Reason::NotRegistered, detail) }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::addr::OrigDst;
-    use crate::outbound::{Plan, Query, Unplanned, plan};
-    use crate::reason::Reason;
+    use super::*;
+    use crate::outbound::Plan;
     use crate::testmesh::{mesh, uid};
 
     const MESH: &str = "
@@ -73,6 +82,8 @@ mod tests {
         svc shop/web 10.1.0.1 ports=80>8080
         svc shop/pass 203.0.113.1 ports=443>443 mode=passthrough
         svc shop/range 198.51.100.0/24 ports=443>443 mode=passthrough
+        svc other/shown 203.0.113.7 shown=other,shop ports=443>443 mode=passthrough
+        svc other/hidden 203.0.113.8 shown=other,third ports=443>443 mode=passthrough
         svc other/private 203.0.113.9 private ports=443>443 mode=passthrough
     ";
 
@@ -87,7 +98,16 @@ mod tests {
         let free = ask("shop/free");
         let port_unknown = matches!(&free, Err(Unplanned::Refused(r)) if r.reason == Reason::PortUnknown);
         assert!(free.is_ok() || port_unknown, "{dst}: {free:?}");
-        match ask("shop/bound") {
+        let bound = ask("shop/bound");
+        let dst = OrigDst::new(dst.parse().unwrap());
+        let forbids = |name: &str| forbids(&snapshot, snapshot.workload(&uid(name)).unwrap(), dst).is_some();
+        let refused = matches!(&bound, Err(Unplanned::Refused(r)) if r.reason == Reason::NotRegistered);
+        assert_eq!(
+            (forbids("shop/free"), forbids("shop/bound")),
+            (false, refused),
+            "open connections are judged alike"
+        );
+        match bound {
             Ok(Plan::Direct { .. } | Plan::Tunnel { .. }) => Ok(()),
             Err(Unplanned::Refused(refusal)) => Err((refusal.reason, refusal.detail)),
             Err(Unplanned::Unresolved(host)) => panic!("{host} is to be resolved"),
@@ -132,5 +152,7 @@ mod tests {
     #[test]
     fn what_another_namespace_declares_for_itself_is_not_declared() {
         assert_eq!(bound("203.0.113.9:443").unwrap_err().0, Reason::NotRegistered);
+        assert_eq!(bound("203.0.113.8:443").unwrap_err().0, Reason::NotRegistered);
+        assert_eq!(bound("203.0.113.7:443"), Ok(()), "it is shown to this namespace");
     }
 }
