@@ -39,8 +39,6 @@ fn main() {
     let measured: Vec<String> = kinds
         .into_iter()
         .map(|(name, balancing, weights)| {
-            // With affinity every endpoint is looked at.
-            let picks = if balancing.affinity == Affinity::None { picks } else { picks / 100 };
             format!("\"{name}_ns\":{:.1}", nanoseconds(endpoints, picks.max(1), balancing, weights))
         })
         .collect();

