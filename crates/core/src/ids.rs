@@ -20,8 +20,11 @@ impl NameError {
     }
 }
 
-/// Longest name accepted anywhere: a DNS name (RFC 1035 2.3.4), which also bounds trust domains.
+/// Longest name accepted anywhere, as long as a name in DNS, which also bounds trust domains (SPIFFE-ID 2.1).
 pub const MAX_NAME_BYTES: usize = 255;
+
+/// Longest hostname: with its lengths and its end it fills the 255 bytes that DNS has for a name (RFC 1035 2.3.4).
+pub const MAX_HOSTNAME_BYTES: usize = 253;
 
 /// The SPIFFE trust domain: lower-case letters, digits, `.`, `-` and `_` (SPIFFE-ID 2.1).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -188,8 +191,8 @@ fn valid_hostname(s: &str) -> Result<&str, NameError> {
     if name.is_empty() {
         return fail("is empty");
     }
-    if name.len() > MAX_NAME_BYTES {
-        return fail("is longer than 255 bytes");
+    if name.len() > MAX_HOSTNAME_BYTES {
+        return fail("is longer than 253 bytes");
     }
     for (i, label) in name.split('.').enumerate() {
         let wildcard = i == 0 && label == "*" && name.len() > 1;
@@ -335,5 +338,8 @@ mod tests {
             assert!(text.parse::<Hostname>().is_err(), "{text:?} was accepted");
         }
         assert!("*.example.org".parse::<Hostname>().is_ok());
+        let long = |bytes: usize| format!("{}{}", "a.".repeat(100), "b.".repeat(100))[..bytes - 1].to_owned() + "c";
+        assert!(long(253).parse::<Hostname>().is_ok() && format!("{}.", long(253)).parse::<Hostname>().is_ok());
+        assert!(long(255).parse::<Hostname>().is_err() && "ab.".repeat(85)[..254].parse::<Hostname>().is_err());
     }
 }
