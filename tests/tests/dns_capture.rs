@@ -10,7 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use loam_tests::lab::Lab;
-use loam_tests::manifests::{Manifests, PodFacts};
+use loam_tests::manifests::PodFacts;
 use loam_tests::mesh::{Mesh, Options};
 use loam_tests::process::Process;
 use loam_tests::scene::SHORT;
@@ -61,13 +61,8 @@ fn answer(pod: &Pod, with: Ipv4Addr, listen: &[SocketAddr]) -> Result<Process> {
 }
 
 fn annotated(mesh: &Mesh, pod: &Pod, annotations: &[(&str, &str)]) -> Result<()> {
-    mesh.manifests().pod(pod)?;
-    let mut lines = String::from("annotations:\n");
-    for (name, value) in annotations {
-        lines.push_str(&format!("    {name}: {value:?}\n"));
-    }
-    let text = Manifests::pod_text(pod, &PodFacts::default()).replace("annotations:\n", &lines);
-    mesh.manifests().write(&format!("pod-{}-{}.yaml", pod.namespace(), pod.name()), &text)
+    let annotations = annotations.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    mesh.manifests().pod_with(pod, &PodFacts { annotations, ..PodFacts::default() })
 }
 
 impl Stage {
