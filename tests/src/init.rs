@@ -56,8 +56,8 @@ pub struct Spawn {
     pub argv: Vec<String>,
     /// File of the network namespace to be in; none is the lab's own.
     pub netns: Option<PathBuf>,
-    /// Cgroup directory to be in.
-    pub cgroup: Option<PathBuf>,
+    /// Cgroup directories to be in, at most one of each hierarchy.
+    pub cgroups: Vec<PathBuf>,
     /// File to append standard output to.
     pub stdout: PathBuf,
     /// File to append standard error to.
@@ -183,8 +183,8 @@ impl Shared {
 }
 
 impl Init {
-    /// Makes the namespaces. `work` and `cgroup` are removed by the init process at its end.
-    pub fn start(tool: &Path, work: &Path, cgroup: &Path) -> Result<Self> {
+    /// Makes the namespaces. `work` and `cgroups` are removed by the init process at its end.
+    pub fn start(tool: &Path, work: &Path, cgroups: &[PathBuf]) -> Result<Self> {
         let log = fs::File::create(work.join("init.log")).context("create init.log")?;
         let mut unshare = Command::new("unshare")
             .args(["--pid", "--fork", "--kill-child", "--mount", "--net", "--ipc", "--mount-proc"])
@@ -193,8 +193,7 @@ impl Init {
             .arg("init")
             .arg("--work")
             .arg(work)
-            .arg("--cgroup")
-            .arg(cgroup)
+            .args(cgroups.iter().flat_map(|cgroup| [Path::new("--cgroup"), cgroup]))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log)

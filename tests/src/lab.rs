@@ -34,7 +34,8 @@ pub(crate) struct Inner {
     // Before the lock: what it holds must be gone when the lock is.
     pub(crate) init: Arc<Init>,
     work: PathBuf,
-    cgroup: PathBuf,
+    /// One of each hierarchy that the lab needs; the first is of v2.
+    cgroups: Vec<PathBuf>,
     tool: PathBuf,
     serial: AtomicUsize,
     nodes: Mutex<Vec<Node>>,
@@ -56,6 +57,11 @@ pub fn netns_path(name: &str) -> PathBuf {
     Path::new("/run/netns").join(name)
 }
 
+/// The directory of a lab with a name of its own.
+pub fn named_work(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("{}{name}", sweep::PREFIX))
+}
+
 impl Lab {
     /// A lab with two nodes.
     pub fn new() -> Result<Self> {
@@ -68,6 +74,21 @@ impl Lab {
     /// A lab with nothing but its fabric.
     pub fn without_nodes() -> Result<Self> {
         static LABS: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("{}{}.{}", sweep::PREFIX, std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
+        let cgroup = cgroup::mount()?.join(&name);
+        Self::create(&name, vec![cgroup], |cgroup| Ok(fs::create_dir(cgroup)?))
+    }
+
+    /// A lab with nothing but its fabric, whose processes have cgroups with every controller, and whose directory is
+    /// always the same: [`named_work`].
+    pub fn with_controllers(name: &str) -> Result<Self> {
+        let legacy = cgroup::legacy()?.into_iter().map(|l| l.mount);
+        let mounts = std::iter::once(cgroup::mount()?).chain(legacy);
+        let name = format!("{}{name}", sweep::PREFIX);
+        Self::create(&name, mounts.map(|m| m.join(&name)).collect(), cgroup::make_parent)
+    }
+
+    fn create(name: &str, cgroups: Vec<PathBuf>, make_cgroup: fn(&Path) -> Result<()>) -> Result<Self> {
         if !host::is_root() {
             bail!("a lab needs root: it makes network namespaces and loads BPF programs");
         }
@@ -77,22 +98,23 @@ impl Lab {
         }
         sweep::sweep();
 
-        let name = format!("{}{}.{}", sweep::PREFIX, std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
-        let work = std::env::temp_dir().join(&name);
+        let work = std::env::temp_dir().join(name);
         fs::create_dir(&work).with_context(|| format!("make {}", work.display()))?;
         let lock = sweep::hold(&work)?;
-        let cgroup = cgroup::mount()?.join(&name);
-        fs::write(work.join(sweep::CGROUP), cgroup.to_string_lossy().as_bytes())?;
-        fs::create_dir(&cgroup).with_context(|| format!("make the cgroup {}", cgroup.display()))?;
+        let lines: Vec<_> = cgroups.iter().map(|cgroup| cgroup.to_string_lossy()).collect();
+        fs::write(work.join(sweep::CGROUP), lines.join("\n"))?;
+        for cgroup in &cgroups {
+            make_cgroup(cgroup).with_context(|| format!("make the cgroup {}", cgroup.display()))?;
+        }
         fs::create_dir(work.join("logs"))?;
 
         let tool = bin::path("loam-lab")?;
-        let init = Arc::new(Init::start(&tool, &work, &cgroup)?);
+        let init = Arc::new(Init::start(&tool, &work, &cgroups)?);
         let lab = Self {
             inner: Arc::new(Inner {
                 init,
                 work,
-                cgroup,
+                cgroups,
                 tool,
                 serial: AtomicUsize::new(0),
                 nodes: Mutex::default(),
@@ -137,9 +159,14 @@ impl Lab {
         &self.inner.work
     }
 
-    /// The lab's cgroup.
+    /// The lab's cgroup of v2.
     pub fn cgroup(&self) -> &Path {
-        &self.inner.cgroup
+        &self.inner.cgroups[0]
+    }
+
+    /// The lab's cgroups, one of each hierarchy that it needs.
+    pub fn cgroups(&self) -> &[PathBuf] {
+        &self.inner.cgroups
     }
 
     /// A path inside the lab as it is seen from outside.
@@ -171,12 +198,14 @@ impl Lab {
         let serial = self.inner.serial.fetch_add(1, Ordering::Relaxed);
         let stem = Path::new(name).file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
         let log = |kind: &str| self.inner.work.join("logs").join(format!("{serial:04}-{stem}.{kind}"));
-        let cgroup = self.inner.cgroup.join(&place.cgroup);
-        fs::create_dir_all(&cgroup).with_context(|| format!("make the cgroup {}", cgroup.display()))?;
+        let cgroups: Vec<_> = self.inner.cgroups.iter().map(|cgroup| cgroup.join(&place.cgroup)).collect();
+        for cgroup in &cgroups {
+            fs::create_dir_all(cgroup).with_context(|| format!("make the cgroup {}", cgroup.display()))?;
+        }
         let spawn = Spawn {
             argv: argv.iter().map(|&s| s.to_owned()).collect(),
             netns: place.netns.as_deref().map(netns_path),
-            cgroup: Some(cgroup),
+            cgroups,
             stdout: log("out"),
             stderr: log("err"),
             env: env.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect(),
@@ -210,7 +239,7 @@ impl Lab {
     /// namespace is not enough, the connect hooks look at cgroups.
     pub fn entrance(&self) -> Result<PathBuf> {
         let path = self.inner.work.join("in");
-        let (cgroup, tool, init) = (self.inner.cgroup.display(), self.tool()?, self.outer_pid());
+        let (cgroup, tool, init) = (self.cgroup().display(), self.tool()?, self.outer_pid());
         let script = format!(
             "#!/bin/sh\n# in NAME COMMAND ...: runs a command in the pod or node NAME of this lab.\n\
              name=$1; shift\n\

@@ -13,7 +13,7 @@ use crate::cgroup;
 pub const PREFIX: &str = "loam-lab.";
 /// Locked by a living lab, in its directory.
 pub const LOCK: &str = "lock";
-/// Holds the path of the lab's cgroup, in its directory.
+/// Holds the paths of the lab's cgroups, in its directory.
 pub const CGROUP: &str = "cgroup";
 
 /// A directory without a lock yet may belong to a lab that is being made.
@@ -50,8 +50,8 @@ fn is_dead(work: &Path) -> bool {
 
 /// Removes the cgroups and the directory of a lab.
 pub fn remove(work: &Path) -> io::Result<()> {
-    if let Ok(path) = fs::read_to_string(work.join(CGROUP)) {
-        let path = Path::new(path.trim());
+    let cgroups = fs::read_to_string(work.join(CGROUP)).unwrap_or_default();
+    for path in cgroups.lines().map(Path::new) {
         // The file is ours, but only a lab's own cgroup may ever be killed.
         if path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(PREFIX)) {
             cgroup::remove(path)?;

@@ -1,17 +1,17 @@
-//! Becomes another program, in a network namespace and a cgroup.
+//! Becomes another program, in a network namespace and in cgroups.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// Replaces this process; returns only to say why it could not.
-pub(crate) fn run(netns: Option<&Path>, cgroup: Option<&Path>, argv: &[String]) -> Result<()> {
-    if let Some(cgroup) = cgroup {
+pub(crate) fn run(netns: Option<&Path>, cgroups: &[PathBuf], argv: &[String]) -> Result<()> {
+    for cgroup in cgroups {
         fs::write(cgroup.join("cgroup.procs"), "0").with_context(|| format!("enter {}", cgroup.display()))?;
     }
     if let Some(netns) = netns {

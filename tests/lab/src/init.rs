@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions, wait, waitid};
 
 /// Serves until standard input ends, then removes the lab.
-pub(crate) fn run(work: &Path, cgroup: &Path) -> Result<()> {
+pub(crate) fn run(work: &Path, cgroups: &[PathBuf]) -> Result<()> {
     let _lock = sweep::hold(work)?;
     rustix::mount::mount("lab", "/run", "tmpfs", rustix::mount::MountFlags::empty(), None).context("mount /run")?;
 
@@ -34,7 +34,9 @@ pub(crate) fn run(work: &Path, cgroup: &Path) -> Result<()> {
             break;
         }
     }
-    cgroup::remove(cgroup).context("remove the cgroups")?;
+    for cgroup in cgroups {
+        cgroup::remove(cgroup).context("remove the cgroups")?;
+    }
     fs::remove_dir_all(work).context("remove the files")
 }
 
@@ -100,9 +102,7 @@ impl Children {
         if let Some(netns) = &spawn.netns {
             command.arg("--netns").arg(netns);
         }
-        if let Some(cgroup) = &spawn.cgroup {
-            command.arg("--cgroup").arg(cgroup);
-        }
+        command.args(spawn.cgroups.iter().flat_map(|cgroup| [Path::new("--cgroup"), cgroup]));
         let path = std::env::var("PATH").unwrap_or_default();
         command
             .arg("--")

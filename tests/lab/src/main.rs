@@ -49,18 +49,18 @@ enum Command {
         /// Directory of the lab, removed at the end.
         #[arg(long)]
         work: PathBuf,
-        /// Cgroup of the lab, removed at the end.
-        #[arg(long)]
-        cgroup: PathBuf,
+        /// Cgroups of the lab, removed at the end.
+        #[arg(long, required = true)]
+        cgroup: Vec<PathBuf>,
     },
-    /// Runs a program in a network namespace and a cgroup.
+    /// Runs a program in a network namespace and in cgroups.
     Exec {
         /// File of the network namespace.
         #[arg(long)]
         netns: Option<PathBuf>,
-        /// Cgroup directory.
+        /// Cgroup directories.
         #[arg(long)]
-        cgroup: Option<PathBuf>,
+        cgroup: Vec<PathBuf>,
         /// Program and arguments.
         #[arg(last = true, required = true)]
         argv: Vec<String>,
@@ -277,7 +277,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         // Neither needs a runtime, and the first must not have one: it forks.
         Command::Init { work, cgroup } => init::run(&work, &cgroup),
-        Command::Exec { netns, cgroup, argv } => exec::run(netns.as_deref(), cgroup.as_deref(), &argv),
+        Command::Exec { netns, cgroup, argv } => exec::run(netns.as_deref(), &cgroup, &argv),
         Command::Get { url, any_status } => get::run(&url, any_status),
         Command::Ask(arguments) => report(&ask::run(&arguments)?),
         command => {
