@@ -6,6 +6,7 @@ mod build;
 mod ci;
 mod demo;
 mod ebpf;
+mod images;
 mod rings;
 mod setup;
 mod term;
@@ -34,6 +35,8 @@ enum Task {
     Test(rings::Arguments),
     /// Measures the mesh beside plain TCP, and says which targets it reaches
     Bench(bench::Arguments),
+    /// Builds our container images, without a container engine
+    Images(images::Arguments),
     /// Checks what demo and tests need of the system, and installs it where it can
     Setup,
     /// Builds the kernel programs into ebpf/prebuilt
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test(arguments) => rings::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Images(arguments) => images::run(&arguments),
         Task::Setup => setup::run(),
         Task::Ebpf { check } => ebpf::build(&root(), check),
         Task::Codegen { check } => codegen(check),
