@@ -6,6 +6,7 @@
 pub mod bin;
 pub mod capture;
 pub mod cgroup;
+pub mod cluster;
 pub mod eventually;
 pub mod host;
 pub mod init;

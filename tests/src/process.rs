@@ -75,7 +75,12 @@ impl Process {
 
     /// Whether it still runs.
     pub fn is_running(&self) -> bool {
-        self.init.ended(self.pid).is_none()
+        self.ended().is_none()
+    }
+
+    /// How it ended, if it did.
+    pub fn ended(&self) -> Option<End> {
+        self.init.ended(self.pid)
     }
 
     /// Waits until its standard output contains `text`.

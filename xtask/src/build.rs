@@ -11,8 +11,11 @@ use serde::Deserialize;
 use crate::term::{Term, seconds};
 use crate::{cargo, succeed};
 
-/// Builds them; cargo shows its own progress.
+/// Builds them, unless a directory says where they are; cargo shows its own progress.
 pub(crate) fn programs(term: Term) -> Result<()> {
+    if std::env::var_os(bin::DIR_VARIABLE).is_some() {
+        return Ok(());
+    }
     timed(term, "some minutes", || succeed(in_packages(cargo().args(["build", "--locked", "--bins"]))))
 }
 

@@ -4,6 +4,7 @@
 mod bench;
 mod build;
 mod ci;
+mod cluster;
 mod demo;
 mod ebpf;
 mod images;
@@ -35,6 +36,8 @@ enum Task {
     Test(rings::Arguments),
     /// Measures the mesh beside plain TCP, and says which targets it reaches
     Bench(bench::Arguments),
+    /// A Kubernetes cluster of two nodes on this machine, without a container engine
+    Cluster(cluster::Arguments),
     /// Builds our container images, without a container engine
     Images(images::Arguments),
     /// Checks what demo and tests need of the system, and installs it where it can
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test(arguments) => rings::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Cluster(arguments) => cluster::run(arguments),
         Task::Images(arguments) => images::run(&arguments),
         Task::Setup => setup::run(),
         Task::Ebpf { check } => ebpf::build(&root(), check),

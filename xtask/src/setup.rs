@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, bail};
-use loam_tests::host;
+use loam_tests::{cluster, host};
 
 use crate::term::Term;
 use crate::{Unavailable, succeed};
@@ -47,6 +47,28 @@ const LOAD_NEEDS: [Need; 2] = [
 /// What brings connections to a ztunnel that does not do so itself; only `bench` with Istio's needs it.
 const NAT_NEEDS: [Need; 1] = [Need { what: "nft", found: || host::finds_program("nft"), package: "nftables" }];
 
+/// What a Kubernetes cluster takes from the system; the rest is built.
+const CLUSTER_NEEDS: [Need; 7] = [
+    Need {
+        what: "containerd and ctr",
+        found: || host::finds_program("containerd") && host::finds_program("ctr"),
+        package: "containerd",
+    },
+    Need { what: "runc", found: || host::finds_program("runc"), package: "runc" },
+    Need {
+        what: "CNI plugins (ptp, host-local, portmap)",
+        found: || cluster::cni_programs().is_ok(),
+        package: "containernetworking-plugins",
+    },
+    Need { what: "nft", found: || host::finds_program("nft"), package: "nftables" },
+    Need { what: "iptables", found: || host::finds_program("iptables"), package: "iptables" },
+    Need { what: "conntrack", found: || host::finds_program("conntrack"), package: "conntrack" },
+    Need { what: "strip (binutils)", found: || host::finds_program("strip"), package: "binutils" },
+];
+
+/// The oldest Go that builds Kubernetes as `tests/cluster/go.mod` names it.
+const MIN_GO: (u32, u32) = (1, 24);
+
 fn missing(needs: &[Need]) -> Vec<&Need> {
     needs.iter().filter(|need| !(need.found)()).collect()
 }
@@ -64,6 +86,32 @@ pub(crate) fn ensure_load() -> Result<()> {
 /// Makes sure that there is what brings connections to Istio's ztunnel.
 pub(crate) fn ensure_nft() -> Result<()> {
     ensure_each(&NAT_NEEDS)
+}
+
+/// Makes sure that we may and can start a Kubernetes cluster; `task` is how we were called.
+pub(crate) fn ensure_cluster(task: &str) -> Result<()> {
+    ensure_lab(task)?;
+    ensure_each(&CLUSTER_NEEDS)
+}
+
+/// Makes sure that there is a Go that can build Kubernetes. Distributions have older ones.
+pub(crate) fn ensure_go() -> Result<()> {
+    let output = Command::new("go").args(["env", "GOVERSION"]).output();
+    let said = output.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default();
+    if go_version(&said).is_some_and(|found| found >= MIN_GO) {
+        return Ok(());
+    }
+    let (major, minor) = MIN_GO;
+    let found = if said.is_empty() { "there is none".to_owned() } else { format!("this is {said}") };
+    bail!(Unavailable(format!(
+        "Kubernetes is built with Go {major}.{minor} or newer ({found}). Install it and try again:\n  \
+         https://go.dev/doc/install"
+    )))
+}
+
+fn go_version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.strip_prefix("go")?.split('.');
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 fn ensure_each(needs: &[Need]) -> Result<()> {
@@ -128,4 +176,16 @@ pub(crate) fn run() -> Result<()> {
     ensure_lab("demo")?;
     println!("  {} root, and a kernel that can", term.good("✓"));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_go_are_compared_as_numbers() {
+        assert_eq!(go_version("go1.24.3"), Some((1, 24)));
+        assert!(go_version("go1.9") < Some(MIN_GO) && go_version("go1.26.8") > Some(MIN_GO));
+        assert_eq!(go_version("devel"), None);
+    }
 }

@@ -4,6 +4,7 @@
 mod answer;
 mod ask;
 mod capture;
+mod certificates;
 mod client;
 mod exec;
 mod feed;
@@ -11,6 +12,7 @@ mod get;
 mod hold;
 mod init;
 mod lookups;
+mod node;
 mod paced;
 mod payload;
 mod peer;
@@ -64,6 +66,21 @@ enum Command {
         /// Program and arguments.
         #[arg(last = true, required = true)]
         argv: Vec<String>,
+    },
+    /// The first process of a Kubernetes node.
+    Node {
+        /// File that says what it does.
+        #[arg(long)]
+        boot: PathBuf,
+    },
+    /// Makes the certificates of a Kubernetes cluster.
+    Certificates {
+        /// File that says which.
+        #[arg(long)]
+        order: PathBuf,
+        /// Where to put them.
+        #[arg(long)]
+        dir: PathBuf,
     },
     /// Servers, each given as a port (all addresses, both families) or as an address.
     Serve {
@@ -275,9 +292,11 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
-        // Neither needs a runtime, and the first must not have one: it forks.
+        // None needs a runtime, and the first processes must not have one: they fork.
         Command::Init { work, cgroup } => init::run(&work, &cgroup),
         Command::Exec { netns, cgroup, argv } => exec::run(netns.as_deref(), &cgroup, &argv),
+        Command::Node { boot } => node::run(&boot),
+        Command::Certificates { order, dir } => certificates::run(&order, &dir),
         Command::Get { url, any_status } => get::run(&url, any_status),
         Command::Ask(arguments) => report(&ask::run(&arguments)?),
         command => {
@@ -340,9 +359,12 @@ async fn asynchronous(command: Command) -> Result<()> {
         Command::Tamper { listen, upstream, data_dir } => tamper::run(listen, upstream, &data_dir).await,
         Command::Answer(arguments) => answer::run(arguments).await,
         Command::Capture => report(&capture::run().await?),
-        Command::Init { .. } | Command::Exec { .. } | Command::Get { .. } | Command::Ask(_) => {
-            unreachable!("main runs these")
-        }
+        Command::Init { .. }
+        | Command::Exec { .. }
+        | Command::Node { .. }
+        | Command::Certificates { .. }
+        | Command::Get { .. }
+        | Command::Ask(_) => unreachable!("main runs these"),
     }
 }
 
