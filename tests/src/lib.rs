@@ -4,6 +4,7 @@
 //! Everything lives in namespaces whose first process ends when we do, however we end: nothing stays behind.
 
 pub mod bin;
+pub mod bookshop;
 pub mod capture;
 pub mod cgroup;
 pub mod cluster;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use crate::cluster::Kubectl;
 use crate::{bin, host, lab::Lab};
 
 /// Printed at the start of a line by a test that cannot run on this machine; the runner counts it.
@@ -44,6 +45,35 @@ pub fn in_lab(test: impl FnOnce(&Lab) -> Result<()>) {
         hold(&lab);
     }
     lab.close();
+    match result {
+        Ok(Ok(())) => {}
+        Ok(Err(e)) => panic!("{e:#}"),
+        Err(panic) => resume_unwind(panic),
+    }
+}
+
+/// Runs `test` on the Kubernetes cluster that `KUBECONFIG` names.
+///
+/// Without one the test is skipped aloud, or fails when `CI` is set.
+///
+/// # Panics
+/// When the test fails.
+pub fn on_cluster(test: impl FnOnce(&Kubectl) -> Result<()>) {
+    let kubectl = match Kubectl::from_environment() {
+        Ok(kubectl) => kubectl,
+        Err(e) => {
+            assert!(std::env::var_os("CI").is_none(), "this test cannot run here: {e:#}");
+            println!("{SKIPPED}{e:#}");
+            return;
+        }
+    };
+    let result = catch_unwind(AssertUnwindSafe(|| test(&kubectl)));
+    if !matches!(result, Ok(Ok(()))) {
+        for what in [["pods", "--output=wide"], ["events", "--sort-by=.lastTimestamp"]] {
+            let seen = kubectl.run(&[&["get", "--all-namespaces"], &what[..]].concat());
+            println!("{}", seen.unwrap_or_else(|e| format!("{e:#}")));
+        }
+    }
     match result {
         Ok(Ok(())) => {}
         Ok(Err(e)) => panic!("{e:#}"),

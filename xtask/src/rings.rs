@@ -1,4 +1,7 @@
-//! Runs the rings of tests: `unit`, the crates' own; `net`, the whole in a private network, one lab per test.
+//! Runs the rings of tests: `unit`, the crates' own; `net`, the whole in a private network, one lab per test; `e2e`, on
+//! Kubernetes.
+
+mod e2e;
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -53,6 +56,8 @@ enum Ring {
     Unit,
     /// Everything together in network namespaces
     Net,
+    /// On a Kubernetes cluster: the one that KUBECONFIG names, or one of our own. Runs only when it is named
+    E2e,
 }
 
 /// A test program that cargo built.
@@ -64,6 +69,15 @@ struct Program {
     executable: PathBuf,
     directory: PathBuf,
     is_integration: bool,
+}
+
+impl Program {
+    /// Which ring runs the tests that must be asked for.
+    fn outer_ring(&self) -> Option<Ring> {
+        let is_e2e = self.name.rsplit('/').next().is_some_and(|file| file.starts_with("e2e"));
+        let is_ours = self.package == NET_PACKAGE && self.is_integration;
+        is_ours.then_some(if is_e2e { Ring::E2e } else { Ring::Net })
+    }
 }
 
 #[derive(Debug, Default)]
@@ -88,17 +102,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let term = Term::new();
     let start = Instant::now();
     setup::ensure()?;
-    let net = arguments.ring != Some(Ring::Unit);
+    let net = matches!(arguments.ring, None | Some(Ring::Net));
+    let unit_too = matches!(arguments.ring, None | Some(Ring::Unit));
     if net {
         setup::ensure_lab("test")?;
         for path in loam_tests::sweep::sweep() {
             println!("removed what a killed lab left in {}", path.display());
         }
     }
-    let programs = test_programs(build::programs_and_tests(term, arguments.ring != Some(Ring::Net))?)?;
+    let programs = test_programs(build::programs_and_tests(term, unit_too)?)?;
     let mut tally = Tally::default();
     let filter = arguments.filter.as_deref().map(|f| f.replace(' ', "_")).unwrap_or_default();
-    if arguments.ring != Some(Ring::Net) {
+    if unit_too {
         term.heading("Unit tests");
         for program in &programs {
             unit(term, program, &filter, &mut tally)?;
@@ -112,6 +127,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         if tally.failed > 0 {
             break;
         }
+    }
+    if arguments.ring == Some(Ring::E2e) {
+        e2e::run(term, &programs, &filter, &mut tally)?;
     }
     let skipped = if tally.skipped > 0 { format!(", {} skipped", tally.skipped) } else { String::new() };
     let summary = format!("{} passed, {} failed{skipped}", tally.passed, tally.failed);
@@ -152,8 +170,13 @@ fn package_name(manifest: &Path) -> Result<String> {
 
 fn command(program: &Program, arguments: &[&str]) -> Command {
     let mut command = Command::new(&program.executable);
+    command.args(arguments);
+    at_home(command, program)
+}
+
+/// Gives a command that runs a test program what cargo would give it.
+fn at_home(mut command: Command, program: &Program) -> Command {
     command
-        .args(arguments)
         .current_dir(&program.directory)
         .env("CARGO_MANIFEST_DIR", &program.directory)
         .env_remove("RUST_LOG")
@@ -200,20 +223,26 @@ fn unit(term: Term, program: &Program, filter: &str, tally: &mut Tally) -> Resul
     Ok(())
 }
 
-/// Runs every network test that is wanted, `jobs` at a time.
-fn all_network(term: Term, programs: &[Program], filter: &str, jobs: NonZeroU32, tally: &mut Tally) -> Result<()> {
+/// The tests of a ring that are called like `filter`.
+fn wanted<'a>(programs: &'a [Program], ring: Ring, filter: &str) -> Result<Vec<(&'a Program, String)>> {
     let mut tests = Vec::new();
-    for program in programs.iter().filter(|p| p.package == NET_PACKAGE && p.is_integration) {
+    for program in programs.iter().filter(|p| p.outer_ring() == Some(ring)) {
         let is_named = |t: &String| t.contains(filter) || program.name.contains(filter);
         let wanted = list(program, true)?.into_iter().filter(|t| is_named(t) && !NOT_TESTS.contains(&t.as_str()));
         tests.extend(wanted.map(|test| (program, test)));
     }
+    Ok(tests)
+}
+
+/// Runs every network test that is wanted, `jobs` at a time.
+fn all_network(term: Term, programs: &[Program], filter: &str, jobs: NonZeroU32, tally: &mut Tally) -> Result<()> {
+    let tests = wanted(programs, Ring::Net, filter)?;
     let (queue, tally) = (Mutex::new(tests.into_iter()), Mutex::new(tally));
     let work = || -> Result<()> {
         loop {
             let next = queue.lock().expect("no worker panics").next();
             let Some((program, test)) = next else { return Ok(()) };
-            let (end, text) = network(term, program, &test)?;
+            let (end, text) = one(term, program, &test, command(program, &[]), NET_TIMEOUT)?;
             // The lock is also what keeps the lines of two tests apart.
             tally.lock().expect("no worker panics").add(end);
             println!("{text}");
@@ -233,11 +262,11 @@ enum End {
     Skipped,
 }
 
-/// Runs one network test in a process of its own; how it ended, and what is to be printed of it.
-fn network(term: Term, program: &Program, test: &str) -> Result<(End, String)> {
+/// Runs one test in a process of its own, `run`; how it ended, and what is to be printed of it.
+fn one(term: Term, program: &Program, test: &str, mut run: Command, limit: Duration) -> Result<(End, String)> {
     let start = Instant::now();
-    let mut run = command(program, &["--ignored", "--exact", test, "--nocapture", "--test-threads", "1"]);
-    let (passed, output) = finish(run.env("RUST_BACKTRACE", "0"), NET_TIMEOUT)?;
+    run.args(["--ignored", "--exact", test, "--nocapture", "--test-threads", "1"]);
+    let (passed, output) = finish(run.env("RUST_BACKTRACE", "0"), limit)?;
     let file = program.name.rsplit('/').next().unwrap_or_default();
     let name = format!("{file}: {}", test.replace('_', " "));
     let why = output.lines().find_map(|l| l.split_once(SKIPPED)).map(|(_, why)| why);
