@@ -280,7 +280,7 @@ mod tests {
         }
         assert_eq!(seen, 100_000);
         assert_eq!(more.pop(), Some(false), "the last piece promises another");
-        assert!(more.len() > 10 && more.iter().all(|more| *more), "{more:?}");
+        assert!(more.len() >= 10 && more.iter().all(|more| *more), "{more:?}");
     }
 
     #[test]
