@@ -139,12 +139,12 @@ fn a_policy_that_does_not_come_is_waited_for_and_then_denies() {
         let to = far.at(TALK);
         let theirs = client.start_pingpong(to, "theirs")?;
         let others = client.start_pingpong(near.at(TALK), "others")?;
-        // Cut short on its way, a resource of this name is refused by the proxies; that workloads list it is not.
+        // A policy of this name is kept from the proxies; that workloads list it is not.
         let changed = now_us();
-        scene.mesh.manifests().write("policy.yaml", &deny("truncated", "far", near, ""))?;
+        scene.mesh.manifests().write("policy.yaml", &deny("withheld", "far", near, ""))?;
         eventually(SHORT, || {
             let told = admin(&scene, far, &format!("/debug/authz?dst={to}&source_ip={}", client.v4()))?;
-            ensure!(told["reason"] == "policy_pending" && told["policy"] == "demo/truncated", "{told}");
+            ensure!(told["reason"] == "policy_pending" && told["policy"] == "demo/withheld", "{told}");
             Ok(())
         })?;
         let patient = |pod: &Pod| pod.tool(&["probe", &to.to_string(), "--timeout-ms", "20000"]);
@@ -155,7 +155,7 @@ fn a_policy_that_does_not_come_is_waited_for_and_then_denies() {
         // What is connected had the same time.
         let (_, after) = cut(&theirs, changed)?;
         ensure!(after >= WAIT && after <= WAIT + 2 * SOON, "cut after {after:?}");
-        logged(&scene, &["policy=\"demo/truncated\"", "reason=\"policy_pending\"", "verdict=\"deny\""])?;
+        logged(&scene, &["policy=\"demo/withheld\"", "reason=\"policy_pending\"", "verdict=\"deny\""])?;
 
         // Who waits passes as soon as nothing is missing.
         let waiting = patient(client)?;

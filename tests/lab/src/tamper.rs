@@ -34,6 +34,8 @@ use tonic::{Request, Response, Status, Streaming};
 const TRUNCATED: &str = "truncated";
 /// A pod of this name has a tunnel protocol that nobody knows, a policy an action.
 const UNKNOWN_ENUM: &str = "unknown-enum";
+/// A policy of this name does not come.
+const WITHHELD: &str = "withheld";
 /// The first message with a pod of this name ends before its end.
 const CUT_MESSAGE: &str = "cut-message";
 /// A number that none of the enumerations has.
@@ -118,6 +120,7 @@ fn tamper(bytes: Bytes, has_cut: &AtomicBool) -> Bytes {
     let Ok(mut response) = DeltaDiscoveryResponse::decode(bytes.clone()) else { return bytes };
     let is_in = |name: &str| response.resources.iter().any(|resource| is_called(resource, name));
     let cut = is_in(CUT_MESSAGE) && !has_cut.swap(true, Ordering::Relaxed);
+    response.resources.retain(|resource| response.type_url != AUTHORIZATION_TYPE || !is_called(resource, WITHHELD));
     response.resources.iter_mut().for_each(|resource| spoil(resource, &response.type_url));
     let mut bytes = response.encode_to_vec();
     if cut {
