@@ -46,6 +46,7 @@ pub struct Service {
     pub weighted_waypoints: ::prost::alloc::vec::Vec<WeightedWaypoint>,
     #[prost(enumeration = "Visibility", tag = "14")]
     pub visibility: i32,
+    /// Loam's own; with NAMESPACE, which a proxy goes by that does not know it: it exists for exactly these namespaces.
     #[prost(string, repeated, tag = "1000")]
     pub visible_to: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
