@@ -29,6 +29,9 @@ const NET_PACKAGE: &str = "loam-tests";
 /// What looks like a network test and is a part of one.
 const NOT_TESTS: [&str; 1] = ["a_lab_to_be_killed"];
 
+/// What the names of tests say that offer as many connections as the machine can carry.
+const HEAVY: [&str; 3] = ["thousand_connections", "twenty_kills", "killed_and_started_again"];
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// Only this ring
@@ -236,13 +239,13 @@ fn wanted<'a>(programs: &'a [Program], ring: Ring, filter: &str) -> Result<Vec<(
 
 /// Runs every network test that is wanted, `jobs` at a time.
 fn all_network(term: Term, programs: &[Program], filter: &str, jobs: NonZeroU32, tally: &mut Tally) -> Result<()> {
-    let tests = wanted(programs, Ring::Net, filter)?;
-    let (queue, tally) = (Mutex::new(tests.into_iter()), Mutex::new(tally));
+    let (queue, tally) = (Mutex::new(Queue::new(wanted(programs, Ring::Net, filter)?)), Mutex::new(tally));
     let work = || -> Result<()> {
         loop {
             let next = queue.lock().expect("no worker panics").next();
             let Some((program, test)) = next else { return Ok(()) };
             let (end, text) = one(term, program, &test, command(program, &[]), NET_TIMEOUT)?;
+            queue.lock().expect("no worker panics").ended(&test);
             // The lock is also what keeps the lines of two tests apart.
             tally.lock().expect("no worker panics").add(end);
             println!("{text}");
@@ -252,6 +255,37 @@ fn all_network(term: Term, programs: &[Program], filter: &str, jobs: NonZeroU32,
         let workers: Vec<_> = (0..jobs.get()).map(|_| scope.spawn(work)).collect();
         workers.into_iter().try_for_each(|worker| worker.join().expect("no worker panics"))
     })
+}
+
+/// Tests that wait to be run. Of the heavy ones, which ask a small machine for all it has, one runs at a time: two of
+/// them would measure how each starves the other.
+struct Queue<T> {
+    waiting: Vec<(T, String)>,
+    heavy_runs: bool,
+}
+
+impl<T> Queue<T> {
+    /// The heavy ones come first, so that the others fill the time beside them.
+    fn new(mut waiting: Vec<(T, String)>) -> Self {
+        waiting.sort_by_key(|(_, test)| !is_heavy(test));
+        Self { waiting, heavy_runs: false }
+    }
+
+    /// What may run beside what runs. When only heavy ones are left, whoever runs one takes the next.
+    fn next(&mut self) -> Option<(T, String)> {
+        let index = self.waiting.iter().position(|(_, test)| !(self.heavy_runs && is_heavy(test)))?;
+        let next = self.waiting.remove(index);
+        self.heavy_runs |= is_heavy(&next.1);
+        Some(next)
+    }
+
+    fn ended(&mut self, test: &str) {
+        self.heavy_runs &= !is_heavy(test);
+    }
+}
+
+fn is_heavy(test: &str) -> bool {
+    HEAVY.iter().any(|words| test.contains(words))
 }
 
 /// How a test ended.
@@ -331,6 +365,20 @@ fn counts(output: &str) -> Option<(usize, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_heavy_test_runs_at_a_time_and_light_ones_beside_it() {
+        let tests = ["light", "ten_thousand_connections", "twenty_kills"].map(|test| ((), test.to_owned()));
+        let mut queue = Queue::new(tests.to_vec());
+        let mut next = || queue.next().map(|(_, test)| test);
+        assert_eq!(next().as_deref(), Some("ten_thousand_connections"));
+        assert_eq!(next().as_deref(), Some("light"));
+        assert_eq!(next(), None);
+        queue.ended("light");
+        assert_eq!(queue.next(), None);
+        queue.ended("ten_thousand_connections");
+        assert_eq!(queue.next().map(|(_, test)| test).as_deref(), Some("twenty_kills"));
+    }
 
     #[test]
     fn the_summary_of_a_test_program_is_read() {
