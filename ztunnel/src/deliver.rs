@@ -71,8 +71,8 @@ impl Deliveries {
             return Ok((stream, Delivery { of: self.clone(), from }));
         }
         let mut last = io::Error::from(io::ErrorKind::AddrInUse);
-        for _ in 0..MAX_TRIES {
-            let from = SocketAddr::new(client, self.next_port());
+        for port in self.candidates().take(MAX_TRIES) {
+            let from = SocketAddr::new(client, port);
             let socket = pod.socket(Kind::inbound(upstream.ip())).await.map_err(io::Error::other)?;
             socket.set_reuseaddr(true)?;
             match socket.bind(from) {
@@ -94,12 +94,11 @@ impl Deliveries {
         Err(last)
     }
 
-    fn next_port(&self) -> u16 {
-        let high = u32::from(HIGH_PORTS.end() - HIGH_PORTS.start()) + 1;
-        let low = u32::from(LOW_PORTS.end() - LOW_PORTS.start()) + 1;
-        let n = self.next.fetch_add(1, Ordering::Relaxed) % (high + low);
-        let port = if n < high { u32::from(*HIGH_PORTS.start()) + n } else { u32::from(*LOW_PORTS.start()) + n - high };
-        u16::try_from(port).expect("both ranges end at a port")
+    /// Ports to try, one after the other. The first is the one that was used longest ago. Where that is taken its
+    /// neighbours probably are too, by the connections of a ztunnel before this one, so the others are far from it.
+    fn candidates(&self) -> impl Iterator<Item = u16> {
+        let first = self.next.fetch_add(1, Ordering::Relaxed);
+        std::iter::once(first).chain(std::iter::repeat_with(rand::random)).map(port)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashSet<SocketAddr>> {
@@ -111,6 +110,15 @@ impl Drop for Delivery {
     fn drop(&mut self) {
         self.of.lock().remove(&self.from);
     }
+}
+
+/// The `n`th of the source ports, counted round.
+fn port(n: u32) -> u16 {
+    let high = u32::from(HIGH_PORTS.end() - HIGH_PORTS.start()) + 1;
+    let low = u32::from(LOW_PORTS.end() - LOW_PORTS.start()) + 1;
+    let n = n % (high + low);
+    let port = if n < high { u32::from(*HIGH_PORTS.start()) + n } else { u32::from(*LOW_PORTS.start()) + n - high };
+    u16::try_from(port).expect("both ranges end at a port")
 }
 
 /// The four addresses of the connection are in use, which bind cannot know.
@@ -125,9 +133,18 @@ mod tests {
     #[test]
     fn source_ports_stay_out_of_the_range_from_which_clients_draw_theirs() {
         let deliveries = Deliveries::default();
-        let ports: HashSet<u16> = (0..40_000).map(|_| deliveries.next_port()).collect();
+        let ports: HashSet<u16> = (0..40_000).filter_map(|_| deliveries.candidates().next()).collect();
         assert_eq!(ports.len(), 4_536 + 31_744);
         assert!(ports.iter().all(|port| !(32_768..61_000).contains(port) && *port >= 1_024));
+    }
+
+    #[test]
+    fn a_run_of_taken_ports_is_left_behind() {
+        let deliveries = Deliveries::default();
+        let taken: HashSet<u16> = (0..10_000).map(port).collect();
+        for _ in 0..1_000 {
+            assert!(deliveries.candidates().take(MAX_TRIES).any(|port| !taken.contains(&port)));
+        }
     }
 
     #[test]
