@@ -120,6 +120,20 @@ async fn a_hello_of_one_byte_at_a_time_is_accepted() {
 }
 
 #[tokio::test]
+async fn whatever_name_a_client_asks_for_it_is_its_certificate_that_counts() {
+    let ca = ca();
+    let ours = web(&ca);
+    let long = format!("{}.{}.{}.{}", "a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(61));
+    for name in [long.as_str(), "db.shop.svc.cluster.local", "10.0.0.1", "::1"] {
+        let (near, far) = duplex(64 * 1024);
+        let (_, client) = ca.unchecked(&Spec::of(WEB));
+        let dial = TlsConnector::from(client).connect(name.to_owned().try_into().unwrap(), far);
+        let (accepted, _) = tokio::join!(accept(near, &ours), dial);
+        assert_eq!(accepted.unwrap().1.identity.to_string(), WEB, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_is_somebody_else_is_refused_before_a_byte_is_sent() {
     let ca = ca();
     let (web, db) = (web(&ca), ca.credentials(&ca.identity("shop", "db")));
@@ -249,6 +263,13 @@ async fn chains_are_followed_to_a_bound() {
     }
     assert_eq!(judge_client(&ours, deep(10)).await.unwrap_err().label(), "chain_too_long");
 
+    // What does not lead from the leaf to the root is passed over.
+    let key = Key::generate().unwrap();
+    let mut chain = ca.issue_deep(key.pair(), &Spec::of(WEB), 1).chain;
+    let strangers = super::tests::ca().issue_deep(Key::generate().unwrap().pair(), &Spec::of(WEB), 1).chain;
+    chain.splice(1..1, strangers.into_iter().skip(1));
+    assert!(judge_client(&ours, ca.unchecked_chain(key, chain).1).await.is_ok(), "a stranger's intermediate");
+
     let key = Key::generate().unwrap();
     let mut chain = ca.issue_deep(key.pair(), &Spec::of(WEB), 2).chain;
     chain.remove(1);
@@ -347,6 +368,12 @@ async fn bytes_that_are_not_tls_and_hasty_ends_have_their_own_words() {
         (&b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"[..], "protocol"),
         (b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\n", "protocol"),
         (b"\x16\x03\x01\xff\xff", "protocol"),
+        // A message of 16 MiB is announced, an alert comes first, or nothing but a farewell.
+        (b"\x16\x03\x01\x00\x06\x01\xff\xff\xff\x03\x03", "protocol"),
+        (b"\x15\x03\x03\x00\x02\x02\x28", "refused_by_peer"),
+        (b"\x15\x03\x03\x00\x02\x01\x00", "closed"),
+        (b"\x14\x03\x03\x00\x01\x01", "protocol"),
+        (b"\x17\x03\x03\x00\x01\x00", "protocol"),
         (b"\x16\x03", "closed"),
         (b"", "closed"),
     ] {
