@@ -28,6 +28,12 @@ pub use source::{Source, SourceError};
 pub use tree::Change;
 pub use watch::{Manifests, OpenError, State, Update};
 
+/// An object as an API server tells it, with the same parts that one of a file has. It has no place. An error says what
+/// is wrong with it.
+pub fn told(kind: Kind, value: serde_json::Value) -> Result<Object, String> {
+    parse::told(kind, value)
+}
+
 /// The objects and problems of files that are at hand, as `(name, content)`, without a directory.
 pub fn read<'a>(files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> State {
     let mut tree = tree::Tree::default();

@@ -319,6 +319,19 @@ fn from_value(kind: Kind, value: serde_json::Value) -> Result<Object, String> {
     decoded.map_err(|e| without_place(&e))
 }
 
+/// An object as an API server tells it: checked and pruned like one of a file.
+pub(crate) fn told(kind: Kind, value: serde_json::Value) -> Result<Object, String> {
+    let mut object = from_value(kind, value)?;
+    let key = object.key();
+    check_name(&format!("name of {kind}"), &key.name)?;
+    if kind.namespaced() {
+        check_name("namespace", &key.namespace)?;
+    }
+    object.complete(&key);
+    prune(&mut object);
+    Ok(object)
+}
+
 fn decode<T: DeserializeOwned>(format: Format, document: Document<'_>) -> Result<T, Fault> {
     match format {
         Format::Yaml => serde_saphyr::from_str_with_options(document.text, yaml_options()).map_err(|e| {

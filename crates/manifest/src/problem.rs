@@ -36,7 +36,8 @@ pub struct Problem {
 const MAX_MESSAGE_CHARS: usize = 400;
 
 impl Problem {
-    pub(crate) fn new(severity: Severity, file: &Arc<str>, line: Option<u32>, message: &str) -> Self {
+    /// A problem of no particular object. Control characters go, and what is too long is cut.
+    pub fn new(severity: Severity, file: &Arc<str>, line: Option<u32>, message: &str) -> Self {
         let clean = |c: char| if c.is_control() { ' ' } else { c };
         let mut text: String = message.chars().map(clean).take(MAX_MESSAGE_CHARS).collect();
         if message.chars().nth(MAX_MESSAGE_CHARS).is_some() {
@@ -45,7 +46,9 @@ impl Problem {
         Self { file: Arc::clone(file), line, object: None, severity, message: text }
     }
 
-    pub(crate) fn about(mut self, object: Key) -> Self {
+    /// The same about an object.
+    #[must_use]
+    pub fn about(mut self, object: Key) -> Self {
         self.object = Some(object);
         self
     }

@@ -1,0 +1,22 @@
+//! The API server of Kubernetes as a source of objects: the same values that a directory of manifests gives.
+//!
+//! Every kind is listed in pages and then watched. An object is gone when a watch says so, or when a complete list no
+//! longer has it; whatever else happens to the connection, the last state stays. A watch is renewed before it is a
+//! minute old, so that one that nothing comes through any more is noticed.
+
+mod backoff;
+mod client;
+mod events;
+mod follow;
+mod known;
+mod objects;
+mod resource;
+mod trouble;
+
+pub use client::{ClientError, client};
+pub use kube::Client;
+pub use objects::Objects;
+pub use resource::Selection;
+
+#[cfg(test)]
+mod tests;
