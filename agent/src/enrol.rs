@@ -61,17 +61,7 @@ impl EnrolError {
 
     /// The error with its causes, for status and log.
     pub fn text(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(error) = source {
-            let more = error.to_string();
-            // Some errors say their cause already.
-            if !text.contains(&more) {
-                text = format!("{text}: {more}");
-            }
-            source = error.source();
-        }
-        text
+        loam_rt::explain(self)
     }
 }
 

@@ -9,16 +9,22 @@ use kube::Client;
 use kube::client::Body;
 use kube::core::WatchEvent;
 use loam_manifest::{Change, Key, Kind, told};
+use loam_rt::backoff::Backoff;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use crate::backoff::Backoff;
 use crate::events::Events;
 use crate::known::Known;
 use crate::resource::{Selection, escaped, optional, path};
 use crate::trouble::Trouble;
+
+/// Longest wait after the first failure.
+const FLOOR: Duration = Duration::from_millis(500);
+
+/// Longest wait: an API server that is back is noticed within it.
+const CEILING: Duration = Duration::from_secs(15);
 
 /// Objects in one answer to a list.
 const PAGE: usize = 500;
@@ -97,7 +103,8 @@ pub(crate) async fn follow(client: Client, selection: Selection, news: mpsc::Sen
         news,
         known: Known::default(),
         flawed: BTreeSet::new(),
-        backoff: Backoff::default(),
+        backoff: Backoff::new(FLOOR, CEILING),
+        failures: 0,
         trouble: None,
     };
     let Unheard = follower.run().await;
@@ -111,6 +118,8 @@ struct Follower {
     /// Objects that cannot be understood.
     flawed: BTreeSet<Key>,
     backoff: Backoff,
+    /// In a row.
+    failures: u32,
     /// What was told last.
     trouble: Option<String>,
 }
@@ -212,7 +221,7 @@ impl Follower {
             };
             let list = match trouble {
                 Trouble::Gone | Trouble::Missing => true,
-                Trouble::Ended | Trouble::Failed(_) => self.backoff.failures() + 1 >= MAX_WATCH_FAILURES,
+                Trouble::Ended | Trouble::Failed(_) => self.failures + 1 >= MAX_WATCH_FAILURES,
             };
             self.fail("watch", trouble).await?;
             if list {
@@ -318,6 +327,7 @@ impl Follower {
     /// All is as it should be.
     async fn well(&mut self) -> Result<(), Unheard> {
         self.backoff.succeed();
+        self.failures = 0;
         self.tell(None).await
     }
 
@@ -341,6 +351,7 @@ impl Follower {
         if message.is_some() {
             self.tell(message).await?;
         }
+        self.failures = self.failures.saturating_add(1);
         sleep(self.backoff.fail(rand::random())).await;
         Ok(())
     }

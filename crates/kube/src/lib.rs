@@ -4,7 +4,6 @@
 //! longer has it; whatever else happens to the connection, the last state stays. A watch is renewed before it is a
 //! minute old, so that one that nothing comes through any more is noticed.
 
-mod backoff;
 mod client;
 mod events;
 mod follow;

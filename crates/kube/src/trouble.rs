@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use loam_manifest::Kind;
+use loam_rt::explain;
 
 use crate::resource::{group, plural};
 
@@ -24,7 +25,7 @@ impl Trouble {
         let what = plural(kind);
         match error {
             kube::Error::Api(status) => Self::of_status(verb, kind, status.code, &status.message),
-            other => Self::Failed(format!("{verb} {what}: {}", chain(other))),
+            other => Self::Failed(format!("{verb} {what}: {}", explain(other))),
         }
     }
 
@@ -46,19 +47,4 @@ impl Trouble {
     pub(crate) fn late(verb: &str, kind: Kind, after: Duration) -> Self {
         Self::Failed(format!("{verb} {}: no answer within {} s", plural(kind), after.as_secs()))
     }
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
-    }
-    text
 }

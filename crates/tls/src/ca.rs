@@ -8,6 +8,7 @@ use std::time::Duration;
 use loam_api::ca::istio_certificate_service_client::IstioCertificateServiceClient;
 use loam_api::ca::{IstioCertificateRequest, IstioCertificateResponse};
 use loam_core::ids::Identity;
+use loam_rt::explain;
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 use rustls::pki_types::CertificateDer;
@@ -16,7 +17,7 @@ use tonic::{Request, Status};
 use zeroize::Zeroizing;
 
 use crate::cert;
-use crate::channel::{ChannelError, Channels, ControlPlane, Dial, explain, read, tcp};
+use crate::channel::{ChannelError, Channels, ControlPlane, Dial, read, tcp};
 use crate::verify::MAX_INTERMEDIATES;
 
 /// Life of a certificate that is asked for.

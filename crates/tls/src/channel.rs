@@ -1,6 +1,5 @@
 //! gRPC over TLS to the control plane.
 
-use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -159,21 +158,6 @@ pub(crate) async fn read(path: &Path) -> Result<Vec<u8>, ChannelError> {
         return Err(fail(io::Error::other("is larger than 1 MiB")));
     }
     Ok(bytes)
-}
-
-/// An error with what lies beneath it: transport errors say nothing by themselves.
-pub fn explain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut beneath = error.source();
-    while let Some(error) = beneath {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        beneath = error.source();
-    }
-    text
 }
 
 struct Connector {

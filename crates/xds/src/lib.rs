@@ -2,7 +2,6 @@
 //! [`client::Machine`], [`server::Machine`] and [`store::Store`]; the shells drive them over gRPC. What a resource
 //! means is the caller's business: here it is a name, a version and bytes.
 
-pub mod backoff;
 pub mod client;
 pub mod server;
 pub mod store;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use loam_api::discovery::DeltaDiscoveryRequest;
 use loam_api::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use loam_api::node::Node;
+use loam_rt::backoff::Backoff;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -14,7 +15,6 @@ use tonic::transport::Channel;
 
 use super::machine::{Machine, Rejected, Update};
 use crate::MAX_MESSAGE_BYTES;
-use crate::backoff::Backoff;
 
 /// Shortest wait between two connections.
 const MIN_DELAY: Duration = Duration::from_millis(10);
@@ -87,7 +87,7 @@ impl<C: Connect, S: Sink> Client<C, S> {
             let ended = self.session(&mut backoff).await;
             let why = match ended {
                 Ok(()) => "the server closed the stream".to_owned(),
-                Err(error) => chain(&*error),
+                Err(error) => loam_rt::explain(&*error),
             };
             self.state.send_modify(|state| {
                 state.connected = false;
@@ -140,19 +140,4 @@ impl<C: Connect, S: Sink> Client<C, S> {
             out.send(answer).await?;
         }
     }
-}
-
-/// An error with its causes on one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
-    }
-    text
 }
