@@ -1,6 +1,5 @@
 //! One kind, listed and watched for as long as somebody listens.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use http::Request;
@@ -102,7 +101,6 @@ pub(crate) async fn follow(client: Client, selection: Selection, news: mpsc::Sen
         selection,
         news,
         known: Known::default(),
-        flawed: BTreeSet::new(),
         backoff: Backoff::new(FLOOR, CEILING),
         failures: 0,
         trouble: None,
@@ -115,8 +113,6 @@ struct Follower {
     selection: Selection,
     news: mpsc::Sender<News>,
     known: Known,
-    /// Objects that cannot be understood.
-    flawed: BTreeSet<Key>,
     backoff: Backoff,
     /// In a row.
     failures: u32,
@@ -289,20 +285,13 @@ impl Follower {
             return Ok(());
         }
         let news = match told(kind, value) {
-            Ok(object) => {
-                self.flawed.remove(&key);
-                News::Changed(Change::Applied(object))
-            }
-            Err(why) => {
-                self.flawed.insert(key.clone());
-                News::Flawed(key, why)
-            }
+            Ok(object) => News::Changed(Change::Applied(object)),
+            Err(why) => News::Flawed(key, why),
         };
         Ok(self.news.send(news).await?)
     }
 
     async fn gone(&mut self, key: Key) -> Result<(), Unheard> {
-        self.flawed.remove(&key);
         Ok(self.news.send(News::Changed(Change::Deleted(key))).await?)
     }
 

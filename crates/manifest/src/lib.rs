@@ -23,16 +23,11 @@ mod watch;
 
 pub use located::{Located, Value};
 pub use object::{DEFAULT_NAMESPACE, Key, Kind, Object};
+pub use parse::told;
 pub use problem::{Problem, Severity};
 pub use source::{Source, SourceError};
 pub use tree::Change;
 pub use watch::{Manifests, OpenError, State, Update};
-
-/// An object as an API server tells it, with the same parts that one of a file has. It has no place. An error says what
-/// is wrong with it.
-pub fn told(kind: Kind, value: serde_json::Value) -> Result<Object, String> {
-    parse::told(kind, value)
-}
 
 /// The objects and problems of files that are at hand, as `(name, content)`, without a directory.
 pub fn read<'a>(files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> State {

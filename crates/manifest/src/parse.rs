@@ -269,12 +269,16 @@ fn identify(head: &Head) -> Identified {
         true => metadata.and_then(|m| m.namespace.as_deref()).filter(|n| !n.is_empty()).unwrap_or(DEFAULT_NAMESPACE),
         false => "",
     };
-    let checked = check_name(&format!("name of {kind}"), name)
-        .and_then(|()| if kind.namespaced() { check_name("namespace", namespace) } else { Ok(()) });
-    match checked {
-        Ok(()) => Identified::Ours(Key { kind, namespace: namespace.into(), name: name.into() }),
+    let key = Key { kind, namespace: namespace.into(), name: name.into() };
+    match check_names(&key) {
+        Ok(()) => Identified::Ours(key),
         Err(message) => Identified::Wrong(message),
     }
+}
+
+fn check_names(key: &Key) -> Result<(), String> {
+    check_name(&format!("name of {}", key.kind), &key.name)?;
+    if key.kind.namespaced() { check_name("namespace", &key.namespace) } else { Ok(()) }
 }
 
 fn brief(text: &str) -> String {
@@ -319,14 +323,12 @@ fn from_value(kind: Kind, value: serde_json::Value) -> Result<Object, String> {
     decoded.map_err(|e| without_place(&e))
 }
 
-/// An object as an API server tells it: checked and pruned like one of a file.
-pub(crate) fn told(kind: Kind, value: serde_json::Value) -> Result<Object, String> {
+/// An object as an API server tells it: checked and pruned like one of a file, and without a place. An error says what
+/// is wrong with it.
+pub fn told(kind: Kind, value: serde_json::Value) -> Result<Object, String> {
     let mut object = from_value(kind, value)?;
     let key = object.key();
-    check_name(&format!("name of {kind}"), &key.name)?;
-    if kind.namespaced() {
-        check_name("namespace", &key.namespace)?;
-    }
+    check_names(&key)?;
     object.complete(&key);
     prune(&mut object);
     Ok(object)
