@@ -51,9 +51,7 @@ pub async fn run(config: Run) -> Result<()> {
     let [listeners, exempt] = stores(&redirect).context("share the maps")?;
     let keeper = tokio::spawn(maintain(config.run_dir.join(AGENT_SOCKET), listeners, exempt, filler));
 
-    let Manifest::Dir(dir) = &config.pods else {
-        anyhow::bail!("--pods {}: this agent reads pods from a directory of manifests: write dir:PATH", config.pods);
-    };
+    let Manifest::Dir(dir) = &config.pods;
     let (state, manifests) = Manifests::open(dir).await?;
     let mut source = Source::new(config.node.clone(), config.dns_capture);
     for object in state.objects {
