@@ -1,12 +1,15 @@
 //! What comes wrong from the control plane is refused by name, and harms nothing else.
 
+use std::fs;
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, ensure};
 use loam_tests::lab::Lab;
 use loam_tests::manifests::{Manifests, PodFacts};
 use loam_tests::mesh::Options;
 use loam_tests::process::SIGTERM;
 use loam_tests::report::{PingPong, Rate};
-use loam_tests::scene::{SHORT, Scene, TALK, serve};
+use loam_tests::scene::{SERVICE, SHORT, Scene, TALK, serve};
 use loam_tests::{eventually, in_lab};
 
 /// A scene whose configuration passes through somebody who breaks what has certain names.
@@ -119,6 +122,50 @@ fn a_message_that_ends_too_early_costs_its_stream_and_nothing_else() {
         let ended = |(_, line): &&(String, String)| line.contains("configuration stream ended");
         let line = logs.iter().find(ended).context("no ztunnel says that its stream ended")?;
         ensure!(line.1.contains("decode"), "it does not say why: {line:?}");
+        rate.signal(SIGTERM)?;
+        rate.report::<Rate>(SHORT)?.assert_all_ok()
+    });
+}
+
+/// How long one object comes and goes.
+const CHURN: Duration = Duration::from_secs(2);
+
+/// The controller looks at a directory that never rests every 120 ms.
+const LOOKS_PER_SECOND: usize = 9;
+
+#[test]
+#[ignore = "network ring: cargo xtask test --ring net"]
+fn what_comes_and_goes_a_thousand_times_a_second_ends_as_it_was_left_and_disturbs_nothing() {
+    in_lab(|lab| {
+        let scene = Scene::enrolled(lab)?;
+        let (client, near, far) = (&scene.client, scene.near.at(TALK), scene.far.at(TALK));
+        let (manifests, file) = (scene.mesh.manifests(), "service-demo-restless.yaml");
+        let restless = manifests.service("demo", "restless", &[(SERVICE, TALK)], &[&scene.far])?;
+        let text = fs::read_to_string(manifests.dir().join(file))?;
+        for to in restless.at_each(SERVICE) {
+            eventually(SHORT, || client.assert_reaches(to, &scene.far.at_each(TALK)))?;
+        }
+        let rate = client.start_rate(&[far, near, scene.service.at(SERVICE)], 100, 120, "restless")?;
+        let applied = || scene.mesh.controller().stdout().matches("manifests applied").count();
+        let (before, began, mut changes) = (applied(), Instant::now(), 0_u32);
+        while began.elapsed() < CHURN {
+            manifests.remove(file)?;
+            manifests.write(file, &text)?;
+            changes += 2;
+        }
+        let per_second = f64::from(changes) / began.elapsed().as_secs_f64();
+        ensure!(per_second > 1_000.0, "only {per_second} changes a second: nothing was tried");
+
+        manifests.remove(file)?;
+        for to in restless.at_each(SERVICE) {
+            eventually(SHORT, || client.assert_refused(to, SHORT))?;
+        }
+        manifests.write(file, &text)?;
+        for to in restless.at_each(SERVICE) {
+            eventually(SHORT, || client.assert_reaches(to, &scene.far.at_each(TALK)))?;
+        }
+        let (rounds, seconds) = (applied() - before, began.elapsed().as_secs() as usize + 1);
+        ensure!(rounds <= LOOKS_PER_SECOND * seconds, "{rounds} rounds of compilation in {seconds} s");
         rate.signal(SIGTERM)?;
         rate.report::<Rate>(SHORT)?.assert_all_ok()
     });

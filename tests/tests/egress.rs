@@ -246,6 +246,34 @@ fn a_declared_address_leads_to_the_endpoints_that_are_written_down_whoever_they_
 
 #[test]
 #[ignore = "network ring: cargo xtask test --ring net"]
+fn a_service_entry_is_there_for_the_namespaces_it_is_exported_to_and_for_no_others() {
+    in_lab(|lab| {
+        let scene = Scene::enrolled(lab)?;
+        let (stranger, other) = (stranger(lab)?, lab.node(0).pod("other", "other", "client")?);
+        scene.mesh.enrol(&[&other])?;
+        let cases = [("['.']", true, false), ("[other]", false, true), ("['*']", true, true), ("['~']", false, false)];
+        for (export, own_sees, other_sees) in cases {
+            let spec = format!(
+                "hosts: [talk.example], addresses: [{VIP}], resolution: STATIC, exportTo: {export}, ports: [{{number: \
+                 {SERVICE}, name: talk, protocol: TCP, targetPort: {TALK}}}], endpoints: [{{address: {}}}]",
+                stranger.v4()
+            );
+            scene.mesh.manifests().write("entry.yaml", &istio("ServiceEntry", "talk", &spec))?;
+            for (pod, sees) in [(&scene.client, own_sees), (&other, other_sees)] {
+                eventually(SHORT, || match sees {
+                    true => pod.assert_reaches(vip()?, &[stranger.at(TALK)]),
+                    // Without the entry it is an address like any other, which nobody has.
+                    false => pod.assert_refused(vip()?, SHORT),
+                })
+                .with_context(|| format!("{} with exportTo {export}", pod.namespace()))?;
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "network ring: cargo xtask test --ring net"]
 fn a_machine_that_is_declared_is_a_workload_like_any_other() {
     in_lab(|lab| {
         let scene = Scene::enrolled(lab)?;
