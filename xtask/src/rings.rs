@@ -23,14 +23,16 @@ use crate::term::{Term, seconds};
 const NET_TIMEOUT: Duration = Duration::from_secs(240);
 /// Longest run of one crate's tests.
 const UNIT_TIMEOUT: Duration = Duration::from_secs(300);
+/// Most network tests at a time without being asked: each lab is some hundred MB.
+const MAX_JOBS: usize = 7;
 /// The package of the network tests.
 const NET_PACKAGE: &str = "loam-tests";
 
 /// What looks like a network test and is a part of one.
 const NOT_TESTS: [&str; 1] = ["a_lab_to_be_killed"];
 
-/// What the names of tests say that offer as many connections as the machine can carry.
-const HEAVY: [&str; 3] = ["thousand_connections", "twenty_kills", "killed_and_started_again"];
+/// What the names of tests say that take all that the machine can give.
+const HEAVY: [&str; 4] = ["thousand_connections", "twenty_kills", "killed_and_started_again", "a_full_node"];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -40,8 +42,8 @@ pub(crate) struct Arguments {
     /// How often the network ring runs; the first round with a failure is the last
     #[arg(long, value_name = "TIMES", default_value_t = NonZeroU32::MIN)]
     repeat: NonZeroU32,
-    /// How many network tests run at a time, each in a lab of its own
-    #[arg(long, value_name = "NUMBER", default_value_t = NonZeroU32::MIN)]
+    /// How many network tests run at a time, each in a lab of its own [default: one more than there are processors]
+    #[arg(long, value_name = "NUMBER", default_value_t = jobs(), hide_default_value = true)]
     jobs: NonZeroU32,
     /// Only tests whose name contains this
     filter: Option<String>,
@@ -49,8 +51,14 @@ pub(crate) struct Arguments {
 
 impl Default for Arguments {
     fn default() -> Self {
-        Self { ring: None, repeat: NonZeroU32::MIN, jobs: NonZeroU32::MIN, filter: None }
+        Self { ring: None, repeat: NonZeroU32::MIN, jobs: jobs(), filter: None }
     }
+}
+
+/// A test waits much and works little, so one more than the processors keeps them busy.
+fn jobs() -> NonZeroU32 {
+    let processors = std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_JOBS));
+    NonZeroU32::MIN.saturating_add(processors as u32)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -237,15 +245,23 @@ fn wanted<'a>(programs: &'a [Program], ring: Ring, filter: &str) -> Result<Vec<(
     Ok(tests)
 }
 
-/// Runs every network test that is wanted, `jobs` at a time.
+/// Runs every network test that is wanted, `jobs` at a time, and then the heavy ones, each alone: beside one that asks a
+/// small machine for all it has, another would measure how it starves.
 fn all_network(term: Term, programs: &[Program], filter: &str, jobs: NonZeroU32, tally: &mut Tally) -> Result<()> {
-    let (queue, tally) = (Mutex::new(Queue::new(wanted(programs, Ring::Net, filter)?)), Mutex::new(tally));
+    let (heavy, light): (Vec<_>, Vec<_>) =
+        wanted(programs, Ring::Net, filter)?.into_iter().partition(|(_, test)| is_heavy(test));
+    side_by_side(term, light, jobs, tally)?;
+    side_by_side(term, heavy, NonZeroU32::MIN, tally)
+}
+
+/// Runs network tests, `jobs` at a time.
+fn side_by_side(term: Term, tests: Vec<(&Program, String)>, jobs: NonZeroU32, tally: &mut Tally) -> Result<()> {
+    let (queue, tally) = (Mutex::new(tests.into_iter()), Mutex::new(tally));
     let work = || -> Result<()> {
         loop {
             let next = queue.lock().expect("no worker panics").next();
             let Some((program, test)) = next else { return Ok(()) };
             let (end, text) = one(term, program, &test, command(program, &[]), NET_TIMEOUT)?;
-            queue.lock().expect("no worker panics").ended(&test);
             // The lock is also what keeps the lines of two tests apart.
             tally.lock().expect("no worker panics").add(end);
             println!("{text}");
@@ -255,33 +271,6 @@ fn all_network(term: Term, programs: &[Program], filter: &str, jobs: NonZeroU32,
         let workers: Vec<_> = (0..jobs.get()).map(|_| scope.spawn(work)).collect();
         workers.into_iter().try_for_each(|worker| worker.join().expect("no worker panics"))
     })
-}
-
-/// Tests that wait to be run. Of the heavy ones, which ask a small machine for all it has, one runs at a time: two of
-/// them would measure how each starves the other.
-struct Queue<T> {
-    waiting: Vec<(T, String)>,
-    heavy_runs: bool,
-}
-
-impl<T> Queue<T> {
-    /// The heavy ones come first, so that the others fill the time beside them.
-    fn new(mut waiting: Vec<(T, String)>) -> Self {
-        waiting.sort_by_key(|(_, test)| !is_heavy(test));
-        Self { waiting, heavy_runs: false }
-    }
-
-    /// What may run beside what runs. When only heavy ones are left, whoever runs one takes the next.
-    fn next(&mut self) -> Option<(T, String)> {
-        let index = self.waiting.iter().position(|(_, test)| !(self.heavy_runs && is_heavy(test)))?;
-        let next = self.waiting.remove(index);
-        self.heavy_runs |= is_heavy(&next.1);
-        Some(next)
-    }
-
-    fn ended(&mut self, test: &str) {
-        self.heavy_runs &= !is_heavy(test);
-    }
 }
 
 fn is_heavy(test: &str) -> bool {
@@ -365,20 +354,6 @@ fn counts(output: &str) -> Option<(usize, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn one_heavy_test_runs_at_a_time_and_light_ones_beside_it() {
-        let tests = ["light", "ten_thousand_connections", "twenty_kills"].map(|test| ((), test.to_owned()));
-        let mut queue = Queue::new(tests.to_vec());
-        let mut next = || queue.next().map(|(_, test)| test);
-        assert_eq!(next().as_deref(), Some("ten_thousand_connections"));
-        assert_eq!(next().as_deref(), Some("light"));
-        assert_eq!(next(), None);
-        queue.ended("light");
-        assert_eq!(queue.next(), None);
-        queue.ended("ten_thousand_connections");
-        assert_eq!(queue.next().map(|(_, test)| test).as_deref(), Some("twenty_kills"));
-    }
 
     #[test]
     fn the_summary_of_a_test_program_is_read() {
