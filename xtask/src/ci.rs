@@ -57,7 +57,10 @@ fn dependencies() -> Result<()> {
         println!("installing cargo-deny {DENY_VERSION}");
         let install =
             ["install", "cargo-deny", "--version", DENY_VERSION, "--locked", "--no-default-features", "--quiet"];
-        succeed(cargo().args(install))?;
+        // It reads some hundred manifests once: optimizing it takes minutes more than that.
+        let quick = [("OPT_LEVEL", "0"), ("LTO", "off"), ("CODEGEN_UNITS", "256"), ("DEBUG", "false")];
+        let quick = quick.map(|(what, value)| (format!("CARGO_PROFILE_RELEASE_{what}"), value));
+        succeed(cargo().args(install).envs(quick))?;
     }
     // Also what only other systems need: it is in the lock file and is judged, but nothing here has fetched it.
     succeed(cargo().args(["fetch", "--locked", "--quiet"]))?;
