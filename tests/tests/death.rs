@@ -141,6 +141,32 @@ fn ztunnel_replaced_twenty_times_under_a_thousand_connections_per_second_fails_n
 
 #[test]
 #[ignore = "network ring: cargo xtask test --ring net"]
+fn a_replaced_ztunnel_stays_until_it_is_told_to_end_or_its_keeper_is_gone() {
+    in_lab(|lab| {
+        let scene = Scene::enrolled(lab)?;
+        let node = scene.mesh.node(0);
+        let (to, waits) = (scene.far.at(TALK), "waiting to be told to end");
+        let first = node.ztunnel();
+        let second = node.start_ztunnel()?;
+        first.process().wait_for_output(waits, READY)?;
+        let third = node.start_ztunnel()?;
+        second.process().wait_for_output(waits, READY)?;
+        third.wait_ready(READY)?;
+        for ztunnel in [&first, &second] {
+            ensure!(ztunnel.process().is_running(), "it has ended, and whoever supervises it would start it again");
+        }
+        scene.client.assert_reaches(to, &[to])?;
+        first.process().signal(SIGTERM)?;
+        first.process().wait(READY).context("it does not end when it is told to")?;
+        ensure!(second.process().is_running(), "it ended with another");
+        node.restart_keeper()?;
+        second.process().wait(READY).context("it outlives its keeper")?;
+        scene.client.assert_reaches(to, &[to])
+    });
+}
+
+#[test]
+#[ignore = "network ring: cargo xtask test --ring net"]
 fn the_agent_killed_twenty_times_under_a_thousand_connections_per_second_is_not_noticed() {
     in_lab(|lab| {
         let scene = Scene::enrolled(lab)?;

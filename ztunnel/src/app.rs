@@ -15,7 +15,7 @@ use loam_rt::admin::Server;
 use loam_rt::drain::{self, Drain};
 use loam_rt::metrics::Registry;
 use loam_rt::ready::{Gate, Ready};
-use loam_rt::shutdown::{Asker, Shutdown};
+use loam_rt::shutdown::{Asker, Cause, Shutdown};
 use loam_rt::telemetry::{self, LogFormat, Telemetry};
 use loam_tls::ca::{CaClient, CaConfig};
 use loam_tls::channel::ControlPlane;
@@ -152,9 +152,23 @@ async fn serve(config: Config, telemetry: &Telemetry, data: Handle) -> Result<()
         drop(guard);
     };
     let (ending, ()) = tokio::join!(shutdown.drain(cause, trigger, proxy.config.drain_limit), all_ended);
+    if cause == Cause::Replaced {
+        tracing::info!(?ending, "replaced, and nothing is left to carry; waiting to be told to end");
+        stay(&mut shutdown, pods.status()).await;
+    }
     tracing::info!(?ending, "ended");
     background.shutdown().await;
     Ok(())
+}
+
+/// Waits until the end of the process is asked for. Whoever supervises it would start it again, and it would take the
+/// place back from its successor, which would do the same. Without the keeper that replaced it, nobody knows whether
+/// there is a successor.
+async fn stay(shutdown: &mut Shutdown, mut keeper: watch::Receiver<Status>) {
+    tokio::select! {
+        () = shutdown.told() => {}
+        _ = keeper.wait_for(|status| matches!(status, Status::Disconnected(_))) => {}
+    }
 }
 
 /// The pods that are served, by uid.
@@ -181,7 +195,7 @@ impl Served {
             };
             match event {
                 None => break,
-                Some(Event::Retire) => asker.ask(),
+                Some(Event::Retire) => asker.replaced(),
                 Some(Event::Added(pod)) => {
                     let uid = pod.uid().to_owned();
                     tracing::info!(pod = uid, "pod added");

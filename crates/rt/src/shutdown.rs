@@ -20,6 +20,8 @@ pub enum Cause {
     Interrupt,
     /// The admin server or the process itself.
     Request,
+    /// Another process has taken its place. Nobody has asked for its end.
+    Replaced,
 }
 
 /// How the process ended.
@@ -36,6 +38,8 @@ pub enum Ending {
 pub struct Shutdown {
     asks: mpsc::Receiver<Cause>,
     asker: Asker,
+    /// Whether somebody asked for the end of the process.
+    told: bool,
 }
 
 /// Asks the process to end.
@@ -51,6 +55,11 @@ impl Asker {
         self.send(Cause::Request);
     }
 
+    /// Starts the drain, after which the process may stay: see [`Shutdown::told`].
+    pub fn replaced(&self) {
+        self.send(Cause::Replaced);
+    }
+
     fn send(&self, cause: Cause) {
         // Full means that the end was already asked for more than once.
         let _ = self.asks.try_send(cause);
@@ -60,7 +69,7 @@ impl Asker {
 impl Default for Shutdown {
     fn default() -> Self {
         let (sender, asks) = mpsc::channel(MAX_WAITING);
-        Self { asks, asker: Asker { asks: sender } }
+        Self { asks, asker: Asker { asks: sender }, told: false }
     }
 }
 
@@ -90,19 +99,28 @@ impl Shutdown {
 
     /// Waits for the first request.
     pub async fn asked(&mut self) -> Cause {
-        self.asks.recv().await.expect("this value holds a sender")
+        let cause = self.asks.recv().await.expect("this value holds a sender");
+        self.told |= cause != Cause::Replaced;
+        cause
+    }
+
+    /// Waits until somebody has asked for the end of the process, which may be so already.
+    pub async fn told(&mut self) {
+        while !self.told {
+            self.asked().await;
+        }
     }
 
     /// Drains after `first`. A second signal ends it at once.
-    pub async fn drain(mut self, first: Cause, trigger: Trigger, deadline: Duration) -> Ending {
-        let mut signalled = first != Cause::Request;
+    pub async fn drain(&mut self, first: Cause, trigger: Trigger, deadline: Duration) -> Ending {
+        let mut signalled = matches!(first, Cause::Terminate | Cause::Interrupt);
         let draining = trigger.drain(deadline);
         tokio::pin!(draining);
         loop {
             tokio::select! {
                 ending = &mut draining => return Ending::Drain(ending),
                 cause = self.asked() => match cause {
-                    Cause::Request => {}
+                    Cause::Request | Cause::Replaced => {}
                     Cause::Terminate | Cause::Interrupt if signalled => return Ending::Cut,
                     Cause::Terminate | Cause::Interrupt => signalled = true,
                 },
@@ -125,7 +143,7 @@ mod tests {
         let _guard = drain.guard();
         asker.send(Cause::Terminate);
         let first = shutdown.asked().await;
-        let ending = tokio::spawn(shutdown.drain(first, trigger, DEADLINE));
+        let ending = tokio::spawn(async move { shutdown.drain(first, trigger, DEADLINE).await });
         drain.started().await;
         asker.send(Cause::Interrupt);
         assert_eq!(ending.await.unwrap(), Ending::Cut);
@@ -140,7 +158,7 @@ mod tests {
         let _guard = drain.guard();
         asker.ask();
         let first = shutdown.asked().await;
-        let ending = tokio::spawn(shutdown.drain(first, trigger, DEADLINE));
+        let ending = tokio::spawn(async move { shutdown.drain(first, trigger, DEADLINE).await });
         drain.started().await;
         asker.ask();
         asker.send(Cause::Terminate);
@@ -158,5 +176,19 @@ mod tests {
         let first = shutdown.asked().await;
         let ending = shutdown.drain(first, trigger, DEADLINE).await;
         assert_eq!(ending, Ending::Drain(drain::Ending::Drained));
+    }
+    #[tokio::test(start_paused = true)]
+    async fn who_was_replaced_stays_until_somebody_asks_for_its_end() {
+        let mut shutdown = Shutdown::default();
+        let (trigger, _drain) = drain::channel();
+        let asker = shutdown.asker();
+        asker.replaced();
+        let first = shutdown.asked().await;
+        assert_eq!(shutdown.drain(first, trigger, DEADLINE).await, Ending::Drain(drain::Ending::Drained));
+        assert!(tokio::time::timeout(DEADLINE, shutdown.told()).await.is_err());
+        asker.replaced();
+        asker.send(Cause::Terminate);
+        shutdown.told().await;
+        shutdown.told().await;
     }
 }
