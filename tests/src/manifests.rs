@@ -60,6 +60,8 @@ pub struct PodFacts {
     pub netns: Option<String>,
     /// Another node than its own.
     pub node: Option<String>,
+    /// Its containers do not run yet.
+    pub starting: bool,
 }
 
 impl Manifests {
@@ -140,8 +142,9 @@ impl Manifests {
         let _ = write!(
             text,
             "spec:\n  nodeName: {}\n  serviceAccountName: {account}\n  containers:\n  - name: app\n\
-             status:\n  phase: Running\n",
-            facts.node.as_deref().unwrap_or(pod.node())
+             status:\n  phase: {}\n",
+            facts.node.as_deref().unwrap_or(pod.node()),
+            if facts.starting { "Pending" } else { "Running" }
         );
         if let Some(first) = addresses.first() {
             let _ = write!(text, "  podIP: \"{first}\"\n  podIPs:\n");

@@ -1,14 +1,20 @@
 //! Pods come into the mesh and leave it while their connections live.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use loam_tests::capture::Capture;
 use loam_tests::process::{Process, SIGTERM};
 use loam_tests::report::{PingPong, Rate, now_us};
-use loam_tests::scene::{LONG, SHORT, Scene, TALK};
+use loam_tests::manifests::PodFacts;
+use loam_tests::scene::{LONG, SHORT, Scene, TALK, serve};
 use loam_tests::{eventually, in_lab};
 
 /// A connection that began just before a pod was captured may send its first bytes a moment later.
 const UNDER_WAY_US: u64 = 300_000;
+
+/// Longest wait of a connection that needs to know more about a pod than its node does, and some time for the rest.
+const PATIENCE: Duration = Duration::from_secs(8);
 
 fn assert_unharmed(connections: Vec<(&str, Process)>) -> Result<()> {
     for (name, connection) in connections {
@@ -106,5 +112,42 @@ fn a_pod_that_leaves_with_a_label_of_its_own_is_let_go_alone() {
             rate.assert_all_ok()?;
         }
         Ok(())
+    });
+}
+
+#[test]
+#[ignore = "network ring: cargo xtask test --ring net"]
+fn a_pod_that_starts_while_the_controller_is_away_sends_as_itself_and_is_reached_when_it_is_back() {
+    in_lab(|lab| {
+        let scene = Scene::enrolled(lab)?;
+        let Scene { mesh, client, far, outside, .. } = &scene;
+        mesh.controller().kill()?;
+        // A neighbour has its service account, so that its certificate needs no authority.
+        let late = lab.node(0).pod("late", client.namespace(), client.service_account())?;
+        let stranger = lab.node(1).pod("stranger", "abroad", "stranger")?;
+        for pod in [&late, &stranger] {
+            serve(pod)?;
+        }
+        let captures = Capture::on_all(&lab.nodes())?;
+        let starting = PodFacts { starting: true, ..PodFacts::default() };
+        mesh.manifests().pod_with(&late, &starting)?;
+        mesh.wait_for_state(&[&late], "enrolled")?;
+        for to in [far.at(TALK), scene.near.at(TALK)] {
+            late.assert_reaches(to, &[to])?;
+        }
+        let identity = format!("spiffe://cluster.local/ns/{}/sa/{}", late.namespace(), late.service_account());
+        let says = |(_, line): &(String, String)| {
+            line.contains("inbound") && line.contains(&late.addresses()[0].to_string()) && line.contains(&identity)
+        };
+        eventually(SHORT, || {
+            ensure!(mesh.ztunnel_logs().iter().any(says), "nobody heard {identity}");
+            Ok(())
+        })?;
+        // Who may reach it, and whether it may leave the mesh, only the controller knows.
+        outside.assert_refused(late.at(TALK), PATIENCE)?;
+        late.assert_refused(stranger.at(TALK), PATIENCE)?;
+        Capture::finish_all(captures)?.assert_no_plaintext_but(&["plain"])?;
+        mesh.restart_controller()?;
+        eventually(SHORT, || outside.assert_reaches(late.at(TALK), &[late.at(TALK)]))
     });
 }

@@ -13,7 +13,6 @@ mod sockets;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use loam_core::workload::Workload;
 use loam_dns::{Client, Forward, Outcome, Query, Transport, Unanswered};
 use loam_node::Resolv;
 use loam_rt::drain::Drain;
@@ -21,7 +20,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::enrolled::Proxy;
+use crate::enrolled::{Caller, Proxy};
 use crate::mesh::Mesh;
 use crate::pods::Pod;
 use metrics::{DnsMetrics, Labels};
@@ -44,7 +43,7 @@ pub(crate) fn serve(
     pod: &Arc<Pod>,
     proxy: &Proxy,
     upstream: Arc<Upstream<Arc<Pod>>>,
-    workload: watch::Receiver<Option<Arc<Workload>>>,
+    caller: watch::Receiver<Option<Caller>>,
     end: &Drain,
     tasks: &mut JoinSet<()>,
 ) {
@@ -60,7 +59,7 @@ pub(crate) fn serve(
     let has_ipv6 = pod.info().ips().any(|ip| ip.is_ipv6());
     let network = proxy.config.network.clone();
     let client = Client::new(&*pod.info().namespace, network, has_ipv6, &resolv.search, resolv.ndots);
-    let dns = Arc::new(Dns::new(client, upstream, proxy.mesh.clone(), workload, proxy.dns.clone()));
+    let dns = Arc::new(Dns::new(client, upstream, proxy.mesh.clone(), caller, proxy.dns.clone()));
     // Who has no configuration yet would take names of the mesh for others. Questions wait in the sockets meanwhile, where
     // a predecessor still reads them too.
     for socket in &sockets.udp {
@@ -77,8 +76,8 @@ pub(crate) fn serve(
 pub struct Dns<I> {
     client: Client,
     mesh: Arc<Mesh>,
-    /// The pod in the mesh configuration, for metrics.
-    workload: watch::Receiver<Option<Arc<Workload>>>,
+    /// The pod, for metrics.
+    caller: watch::Receiver<Option<Caller>>,
     upstream: Arc<Upstream<I>>,
     metrics: DnsMetrics,
 }
@@ -99,17 +98,17 @@ impl<I: Inside> Dns<I> {
         client: Client,
         upstream: Arc<Upstream<I>>,
         mesh: Arc<Mesh>,
-        workload: watch::Receiver<Option<Arc<Workload>>>,
+        caller: watch::Receiver<Option<Caller>>,
         metrics: DnsMetrics,
     ) -> Self {
-        Self { client, mesh, workload, upstream, metrics }
+        Self { client, mesh, caller, upstream, metrics }
     }
 
-    /// Does what `serving` does from when the pod is in the mesh configuration, unless `end` comes first.
+    /// Does what `serving` does from when the pod may open connections, unless `end` comes first.
     async fn once_configured(self: Arc<Self>, end: Drain, serving: impl Future<Output = ()> + Send) {
-        let mut workload = self.workload.clone();
+        let mut caller = self.caller.clone();
         let configured = tokio::select! {
-            known = workload.wait_for(Option::is_some) => known.is_ok(),
+            known = caller.wait_for(Option::is_some) => known.is_ok(),
             () = end.started() => false,
         };
         if configured {
@@ -127,7 +126,10 @@ impl<I: Inside> Dns<I> {
                 return Decided::Answer(bytes);
             }
         };
-        let labels = Labels::new(query.kind(), transport, self.workload.borrow().as_deref());
+        let labels = {
+            let caller = self.caller.borrow();
+            Labels::new(query.kind(), transport, caller.as_ref().map(|caller| &**caller.workload()))
+        };
         self.metrics.asked(&labels);
         let outcome = query.decide(&self.mesh.load(), &self.client, rand::random());
         let answered = match &outcome {

@@ -27,6 +27,7 @@ use crate::dns::metrics::DnsMetrics;
 use crate::endpoints::Endpoints;
 use crate::mesh::Mesh;
 use crate::names::Names;
+use crate::newcomer::{Home, newcomer};
 use crate::pods::Pod;
 use crate::reach::Reached;
 use crate::{dns, inbound, outbound};
@@ -67,11 +68,31 @@ pub struct Enrolled {
     permits: Arc<Semaphore>,
     /// The pod in the mesh configuration.
     workload: watch::Sender<Option<Arc<Workload>>>,
+    /// The pod as it opens connections: one that is starting does not wait for the mesh configuration.
+    caller: watch::Sender<Option<Caller>>,
     /// Counts changes after which open connections are judged again.
     judgements: watch::Sender<u64>,
     /// Counts changes after which open connections to undeclared destinations are judged again.
     egress: watch::Sender<u64>,
     drain: Drain,
+}
+
+/// A pod as it opens connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Caller {
+    /// As the mesh configuration has it.
+    Known(Arc<Workload>),
+    /// As its node knows it, until the mesh configuration has it.
+    Newcomer(Arc<Workload>),
+}
+
+impl Caller {
+    /// The pod.
+    pub(crate) fn workload(&self) -> &Arc<Workload> {
+        match self {
+            Self::Known(workload) | Self::Newcomer(workload) => workload,
+        }
+    }
 }
 
 /// Holds a pod in service; it ends by [`Service::end`], or at once when dropped.
@@ -82,8 +103,8 @@ pub struct Service {
 }
 
 impl Enrolled {
-    /// Serves a pod from now on. `tell` hears `Ok` once peers may rely on it: its workload is known to speak HBONE and
-    /// its certificate is there; before that perhaps what it waits for.
+    /// Serves a pod from now on. `tell` hears `Ok` once it may be captured: its certificate is there, and its workload is
+    /// known to speak HBONE, for which one that is starting does not wait; before that perhaps what it waits for.
     pub fn serve(proxy: Arc<Proxy>, pod: Arc<Pod>, tell: impl FnMut(Result<(), String>) + Send + 'static) -> Service {
         let (trigger, drain) = drain::channel();
         let upstream = Arc::new(dns::upstream(&pod, proxy.dns.clone()));
@@ -96,6 +117,7 @@ impl Enrolled {
             deliveries: Arc::default(),
             permits: Arc::new(Semaphore::new(MAX_CONNECTIONS_PER_POD)),
             workload: watch::Sender::new(None),
+            caller: watch::Sender::new(None),
             judgements: watch::Sender::new(0),
             egress: watch::Sender::new(0),
             drain,
@@ -104,8 +126,8 @@ impl Enrolled {
         for kind in ListenerKind::ALL {
             tasks.spawn(enrolled.clone().listen(kind));
         }
-        let workload = enrolled.workload.subscribe();
-        dns::serve(&enrolled.pod, &enrolled.proxy, upstream, workload, &enrolled.drain, &mut tasks);
+        let caller = enrolled.caller.subscribe();
+        dns::serve(&enrolled.pod, &enrolled.proxy, upstream, caller, &enrolled.drain, &mut tasks);
         tasks.spawn(enrolled.clone().follow(tell));
         Service { enrolled, trigger, tasks }
     }
@@ -142,12 +164,12 @@ impl Enrolled {
 
     /// The pod in the mesh configuration. One that has just started is waited for.
     pub(crate) async fn workload(&self) -> Option<Arc<Workload>> {
-        if let Some(workload) = self.known_workload() {
-            return Some(workload);
-        }
-        let mut workload = self.workload.subscribe();
-        let found = timeout(LOCAL_WORKLOAD_TIMEOUT, workload.wait_for(Option::is_some)).await;
-        found.ok()?.ok()?.clone()
+        waited_for(&self.workload).await
+    }
+
+    /// The pod as it opens connections. One that has just started is waited for.
+    pub(crate) async fn caller(&self) -> Option<Caller> {
+        waited_for(&self.caller).await
     }
 
     /// Wakes when open connections are to be judged again.
@@ -202,10 +224,12 @@ impl Enrolled {
             revision.mark_unchanged();
             let snapshot = Arc::clone(&self.proxy.mesh.load());
             let found = self.find(&snapshot);
-            let changed = *self.workload.borrow() != found;
-            if changed {
-                wanted.change(found.as_ref().map(|workload| &workload.identity));
+            let caller = self.as_caller(found.as_ref(), &snapshot);
+            if *self.caller.borrow() != caller {
+                // A pod that left the mesh configuration keeps its certificate if it may speak without that.
+                wanted.change(caller.as_ref().map(|caller| &caller.workload().identity));
                 self.workload.send_replace(found.clone());
+                self.caller.send_replace(caller.clone());
             }
             // Other policies, and whatever else changes about the pod, alter no verdict.
             let version = found.as_ref().map(|workload| snapshot.policy_version(workload));
@@ -218,7 +242,8 @@ impl Enrolled {
             if found.as_ref().is_some_and(|workload| workload.egress != Egress::AllowAny) {
                 self.egress.send_modify(|n| *n += 1);
             }
-            if !ready && let Some(workload) = found.filter(|workload| workload.protocol == TunnelProtocol::Hbone) {
+            let capturable = caller.as_ref().map(Caller::workload).filter(|w| w.protocol == TunnelProtocol::Hbone);
+            if !ready && let Some(workload) = capturable {
                 tokio::select! {
                     credentials = self.proxy.identities.get(&workload.identity) => match credentials {
                         Ok(_) => {
@@ -247,6 +272,27 @@ impl Enrolled {
         }
     }
 
+    /// The pod as it opens connections, given how the mesh configuration has it.
+    fn as_caller(&self, found: Option<&Arc<Workload>>, snapshot: &Snapshot) -> Option<Caller> {
+        if let Some(found) = found {
+            return Some(Caller::Known(found.clone()));
+        }
+        // What is made up is made up once: looking for a neighbour may take a while.
+        match &*self.caller.borrow() {
+            Some(Caller::Newcomer(same)) => return Some(Caller::Newcomer(same.clone())),
+            Some(Caller::Known(_)) | None if !self.pod.info().starting => return None,
+            Some(Caller::Known(_)) | None => {}
+        }
+        let config = &self.proxy.config;
+        let home = Home {
+            node: &config.node,
+            cluster: &config.cluster,
+            network: &config.network,
+            trust_domain: &config.trust_domain,
+        };
+        newcomer(self.pod.info(), home, snapshot).map(Arc::new).map(Caller::Newcomer)
+    }
+
     /// The pod in a snapshot: by name and node, as the keeper names it; never by address.
     fn find(&self, snapshot: &Snapshot) -> Option<Arc<Workload>> {
         let info = self.pod.info();
@@ -255,6 +301,16 @@ impl Enrolled {
             .filter(|workload| workload.identity.service_account() == info.service_account)
             .cloned()
     }
+}
+
+/// What `sender` has, waited for as long as a pod that just appeared is.
+async fn waited_for<T: Clone>(sender: &watch::Sender<Option<T>>) -> Option<T> {
+    if let Some(value) = sender.borrow().clone() {
+        return Some(value);
+    }
+    let mut receiver = sender.subscribe();
+    let found = timeout(LOCAL_WORKLOAD_TIMEOUT, receiver.wait_for(Option::is_some)).await;
+    found.ok()?.ok()?.clone()
 }
 
 /// Gives a connection a task that has just room for it, and keeps `hold` until it ends.

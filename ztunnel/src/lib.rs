@@ -13,6 +13,7 @@ pub mod enrolled;
 pub mod mesh;
 pub mod metrics;
 pub mod names;
+pub mod newcomer;
 pub mod pods;
 pub mod privilege;
 pub mod reach;

@@ -21,7 +21,7 @@ pub struct Mesh {
 impl Default for Mesh {
     fn default() -> Self {
         // Until the control plane has told of its policies, doubt denies.
-        Self { current: ArcSwap::from_pointee(Snapshot::awaiting_policies()), revision: watch::Sender::new(0) }
+        Self { current: ArcSwap::from_pointee(Snapshot::awaited()), revision: watch::Sender::new(0) }
     }
 }
 
@@ -65,13 +65,21 @@ pub struct Feed {
     metrics: Metrics,
     /// The namespace whose policies are about the whole mesh.
     root_namespace: Arc<str>,
+    addresses_arrived: bool,
     policies_arrived: bool,
 }
 
 impl Feed {
     /// Feeds `mesh`.
     pub fn new(mesh: Arc<Mesh>, metrics: Metrics, root_namespace: Arc<str>) -> Self {
-        Self { mesh, decoder: Decoder::default(), metrics, root_namespace, policies_arrived: false }
+        Self {
+            mesh,
+            decoder: Decoder::default(),
+            metrics,
+            root_namespace,
+            addresses_arrived: false,
+            policies_arrived: false,
+        }
     }
 }
 
@@ -101,9 +109,12 @@ impl Sink for Feed {
                 self.metrics.xds_message(known, bytes);
             }
         }
-        if update.type_url == AUTHORIZATION_TYPE && !update.more && !std::mem::replace(&mut self.policies_arrived, true)
-        {
+        let is_last = |url| update.type_url == url && !update.more;
+        if is_last(AUTHORIZATION_TYPE) && !std::mem::replace(&mut self.policies_arrived, true) {
             changes.push(Change::PoliciesArrived);
+        }
+        if is_last(ADDRESS_TYPE) && !std::mem::replace(&mut self.addresses_arrived, true) {
+            changes.push(Change::AddressesArrived);
         }
         if !changes.is_empty() {
             self.mesh.apply(changes);

@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 
 use crate::access_log::{Late, OpenRecord, Record};
 use crate::endpoints::{Connection, Failure, Fault, Place, Tries, Unreached, try_endpoints};
-use crate::enrolled::Enrolled;
+use crate::enrolled::{Caller, Enrolled};
 use crate::metrics::{Direction, Peer};
 use crate::reach;
 
@@ -59,12 +59,23 @@ async fn establish(pod: &Arc<Enrolled>, socket: TcpStream, from: SocketAddr) -> 
     if let Err(error) = loam_hbone::prepare(&socket, loam_hbone::KEEPALIVE) {
         return refuse(socket, record, Reason::Reset, &error);
     }
-    let Some(source) = pod.workload().await else {
+    let Some(caller) = pod.caller().await else {
         return refuse(socket, record, Reason::WorkloadUnknown, &"the mesh configuration does not have this pod");
     };
-    record.facts().source.workload = Some(source.clone());
-    let mut call = Call { pod, source: &source, downstream, dialled, entropy: rand::random(), record: &mut record };
-    match try_endpoints(&pod.proxy().endpoints, &mut call).await {
+    let entropy = rand::random();
+    let mut reached = Call::new(pod, caller.workload(), downstream, dialled, entropy, &mut record).reach().await;
+    // Whether a newcomer may leave the mesh is not known here; the answer is on its way.
+    if let (Caller::Newcomer(_), Err(Unreached::Refused(Refusal { reason: Reason::NotRegistered, .. }))) =
+        (&caller, &reached)
+    {
+        let Some(known) = pod.workload().await else {
+            let unknown = "nobody declares the destination, and the mesh configuration, which says whether this pod may \
+                           go there, does not have the pod";
+            return refuse(socket, record, Reason::WorkloadUnknown, &unknown);
+        };
+        reached = Call::new(pod, &known, downstream, dialled, entropy, &mut record).reach().await;
+    }
+    match reached {
         Ok((upstream, place)) => {
             let is_egress = place.is_none() && record.facts().destination.workload.is_none();
             let record = record.open();
@@ -179,7 +190,23 @@ impl Connection for Call<'_> {
     }
 }
 
-impl Call<'_> {
+impl<'a> Call<'a> {
+    fn new(
+        pod: &'a Arc<Enrolled>,
+        source: &'a Arc<Workload>,
+        downstream: DownstreamAddr,
+        dialled: OrigDst,
+        entropy: u64,
+        record: &'a mut Record,
+    ) -> Self {
+        record.facts().source.workload = Some(source.clone());
+        Self { pod, source, downstream, dialled, entropy, record }
+    }
+
+    async fn reach(mut self) -> Result<(Upstream, Option<Place>), Unreached> {
+        try_endpoints(&self.pod.proxy().endpoints, &mut self).await
+    }
+
     async fn direct(&self, upstream: NextHop) -> Result<TcpStream, Failure> {
         let dialled = async {
             let stream = reach::dial(self.pod.pod(), upstream).await?;

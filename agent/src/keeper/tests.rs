@@ -164,6 +164,7 @@ fn info(uid: &str) -> PodInfo {
         addresses: vec![],
         dns: true,
         resolv: None,
+        starting: false,
     }
 }
 

@@ -169,7 +169,11 @@ impl Registry {
         }
         for (uid, pod) in wanted {
             let entry = self.pods.entry(uid).or_insert_with(|| Entry::new(pod.title.clone()));
-            let spec = pod.spec.map_err(|error| error.to_string());
+            let mut spec = pod.spec.map_err(|error| error.to_string());
+            if let (Ok(spec), Some(place)) = (&mut spec, &entry.place) {
+                // How it was found does not change by what becomes of it.
+                spec.starting = place.spec.starting;
+            }
             if entry.wanted.as_ref() == Some(&spec) {
                 continue;
             }

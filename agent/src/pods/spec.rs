@@ -42,6 +42,9 @@ pub struct PodSpec {
     /// Where its resolv.conf is, if that is known.
     #[serde(default)]
     pub resolv_conf: Option<PathBuf>,
+    /// Whether none of its containers but initial ones ran yet when it was first found.
+    #[serde(default)]
+    pub starting: bool,
 }
 
 impl PodSpec {
@@ -56,6 +59,7 @@ impl PodSpec {
             addresses: Vec::new(),
             dns: self.dns,
             resolv: None,
+            starting: self.starting,
         };
         info.with_ips(self.addresses.iter().copied())
     }
@@ -141,6 +145,7 @@ fn read(pod: &Pod, dns: bool) -> Result<PodSpec, SpecError> {
         netns,
         dns,
         resolv_conf,
+        starting: pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Pending"),
     })
 }
 
@@ -232,6 +237,14 @@ mod tests {
         assert!(eligible(&host, "n1", true, true).is_none());
         for phase in ["Succeeded", "Failed"] {
             assert!(eligible(&pod(NETNS, &format!("phase: {phase}, {IPS}")), "n1", true, true).is_none());
+        }
+    }
+
+    #[test]
+    fn a_pod_whose_containers_have_not_run_is_starting() {
+        for (phase, starting) in [("phase: Pending, ", true), ("phase: Running, ", false), ("", false)] {
+            let spec = eligible(&pod(NETNS, &format!("{phase}{IPS}")), "n1", true, true).unwrap().unwrap();
+            assert_eq!(spec.starting, starting, "{phase}");
         }
     }
 

@@ -42,6 +42,8 @@ pub enum Change {
     RemovePolicy(Arc<str>),
     /// The control plane has told of all its policies, perhaps of none.
     PoliciesArrived,
+    /// The control plane has told of all its workloads and services, perhaps of none.
+    AddressesArrived,
 }
 
 /// A service with its endpoints. Endpoints may arrive before their service: then `service` is `None`.
@@ -81,6 +83,8 @@ pub struct Snapshot {
     vips: Vips,
     hostnames: Map<Named>,
     policies: Policies,
+    /// The control plane has not told of its workloads and services yet.
+    addresses_expected: bool,
     /// How many workloads each cluster has: a pod's uid can be spelled when its cluster is known.
     clusters: Arc<BTreeMap<Arc<str>, usize>>,
 }
@@ -89,9 +93,10 @@ pub struct Snapshot {
 type Dirty = HashMap<ServiceKey, BTreeMap<WorkloadUid, Option<Arc<Workload>>>>;
 
 impl Snapshot {
-    /// A mesh of which nothing is known yet. Until [`Change::PoliciesArrived`] any policy may apply to anything.
-    pub fn awaiting_policies() -> Self {
-        Self { policies: Policies::expected(), ..Self::default() }
+    /// A mesh of which nothing is known yet. Until [`Change::PoliciesArrived`] any policy may apply to anything, and
+    /// until [`Change::AddressesArrived`] any address may be a workload's.
+    pub fn awaited() -> Self {
+        Self { policies: Policies::expected(), addresses_expected: true, ..Self::default() }
     }
 
     /// The next snapshot; this one stays as it is.
@@ -113,6 +118,7 @@ impl Snapshot {
                 Change::UnreadablePolicy(stand_in) => self.policies.put_unreadable(stand_in),
                 Change::RemovePolicy(key) => self.policies.remove(&key),
                 Change::PoliciesArrived => self.policies.arrived(),
+                Change::AddressesArrived => self.addresses_expected = false,
             }
         }
         for (key, changes) in dirty {
@@ -135,6 +141,11 @@ impl Snapshot {
     /// The version of the policies that apply to `workload`.
     pub fn policy_version(&self, workload: &Workload) -> PolicyVersion {
         self.policies.version(workload)
+    }
+
+    /// Whether an address that is not here is nobody's, as far as the control plane knows.
+    pub fn has_addresses(&self) -> bool {
+        !self.addresses_expected
     }
 
     /// The workload of a uid.

@@ -203,6 +203,10 @@ pub struct PodInfo {
     /// How it resolves names; none where that is not known.
     #[prost(message, optional, tag = "8")]
     pub resolv: Option<Resolv>,
+    /// It was found before its containers ran: it may be captured, and send, before the mesh configuration has it, since
+    /// nobody reaches it yet whom that would cut off.
+    #[prost(bool, tag = "9")]
+    pub starting: bool,
 }
 
 impl PodInfo {

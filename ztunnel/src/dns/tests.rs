@@ -37,9 +37,9 @@ impl Pod {
         let registry = Registry::default();
         let metrics = DnsMetrics::new(&registry);
         let client = Client::new("shop", "", false, &["shop.svc.cluster.local"], 5);
-        let (_, workload) = watch::channel(None);
+        let (_, caller) = watch::channel(None);
         let upstream = Arc::new(Upstream::new(Here, servers.to_vec(), metrics.clone()));
-        let dns = Arc::new(Dns::new(client, upstream, mesh, workload, metrics));
+        let dns = Arc::new(Dns::new(client, upstream, mesh, caller, metrics));
         let (trigger, drain) = drain::channel();
         let udp = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
         let listener = Arc::new(TcpListener::bind("127.0.0.1:0").await.unwrap());

@@ -85,6 +85,16 @@ fn nothing_passes_before_the_last_piece_of_the_policies() {
 }
 
 #[test]
+fn no_address_is_a_strangers_before_the_last_piece_of_the_addresses() {
+    let (mesh, mut feed) = fed();
+    let mut piece = |resource, more| feed.apply(&Update { more, ..addresses(vec![resource], &[]) });
+    piece(resource(GOOD, body(pod(GOOD, 1))), true);
+    assert!(!mesh.load().has_addresses());
+    piece(resource(BAD, body(pod(BAD, 2))), false);
+    assert!(mesh.load().has_addresses());
+}
+
+#[test]
 fn a_resource_that_is_wrong_is_refused_by_name_and_its_siblings_and_its_past_stay() {
     let whole = body(pod(BAD, 2));
     let with = |spoil: &dyn Fn(&mut wire::Workload)| {

@@ -13,6 +13,7 @@ fn info(uid: &str) -> PodInfo {
         addresses: vec![],
         dns: true,
         resolv: None,
+        starting: false,
     }
 }
 

@@ -22,6 +22,7 @@ fn spec(name: &str, address: &str) -> PodSpec {
         netns: format!("/run/netns/{name}").into(),
         dns: true,
         resolv_conf: None,
+        starting: false,
     }
 }
 
@@ -63,6 +64,17 @@ impl Node {
 }
 
 const NOTHING: [&str; 0] = [];
+
+#[test]
+fn a_pod_that_was_found_before_it_ran_is_not_another_one_when_it_runs() {
+    for starting in [true, false] {
+        let mut node = node();
+        node.want(&[PodSpec { starting, ..spec("web", "10.0.0.1") }]);
+        node.enrol("web");
+        node.want(&[PodSpec { starting: !starting, ..spec("web", "10.0.0.1") }]);
+        assert_eq!(node.next(), NOTHING, "starting: {starting}");
+    }
+}
 
 #[test]
 fn a_wanted_pod_is_enrolled_once_and_an_unwanted_one_withdrawn_once() {

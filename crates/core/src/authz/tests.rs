@@ -289,7 +289,7 @@ fn what_is_allowed_is_explained_by_the_policy_that_allows_it() {
 
 #[test]
 fn before_the_control_plane_has_told_of_its_policies_nothing_passes() {
-    let mesh = Snapshot::awaiting_policies().apply(changes("pod shop/api-1 10.0.0.2 hbone"));
+    let mesh = Snapshot::awaited().apply(changes("pod shop/api-1 10.0.0.2 hbone"));
     assert_eq!(judge_in(&mesh, Some("a")), "policy_pending -");
     let mesh = mesh.apply(vec![policy("shop/p", Scope::Global, Action::Deny, rule(from_namespace("b")))]);
     assert_eq!(judge_in(&mesh, Some("b")), "denied shop/p");

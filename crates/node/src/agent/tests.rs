@@ -33,6 +33,7 @@ fn info(uid: &str) -> PodInfo {
         addresses: vec![],
         dns: false,
         resolv: None,
+        starting: false,
     }
 }
 

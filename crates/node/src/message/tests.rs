@@ -11,6 +11,7 @@ fn info() -> PodInfo {
         addresses: vec![],
         dns: true,
         resolv: None,
+        starting: false,
     }
 }
 

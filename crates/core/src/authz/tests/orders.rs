@@ -125,7 +125,7 @@ fn from_nothing_in_any_order_no_connection_passes_that_the_end_denies() {
 
         let callers: Vec<_> = (0..8).map(|_| random.caller()).collect();
         let connections: Vec<_> = callers.iter().map(|caller| random.facts(caller.as_ref())).collect();
-        let mut mesh = Snapshot::awaiting_policies();
+        let mut mesh = Snapshot::awaited();
         let mut before: Vec<_> = connections.iter().map(|facts| verdicts(&mesh, facts)).collect();
         for batch in batches(queues, &mut random) {
             mesh = mesh.apply(batch);
