@@ -69,7 +69,9 @@ impl Running {
 
 /// Starts a controller. When this returns it has read everything and is reachable.
 pub async fn start(config: Serve, filter: Option<&Filter>) -> Result<Running> {
-    let Source::Dir(dir) = &config.source;
+    let Source::Dir(dir) = &config.source else {
+        anyhow::bail!("--source {}: this controller reads a directory of manifests: write dir:PATH", config.source);
+    };
     let listener = bind(config.listen, "proxies").await?;
     let admin = bind(config.admin, "the admin server").await?;
     let (address, admin_address) = (listener.local_addr()?, admin.local_addr()?);

@@ -9,11 +9,13 @@ use std::str::FromStr;
 pub enum Source {
     /// `dir:PATH`: a directory of manifests.
     Dir(PathBuf),
+    /// `kubernetes`: an API server.
+    Kubernetes,
 }
 
 /// A source that is not written as one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a source: write dir:PATH for a directory of manifests")]
+#[error("{0:?} is not a source: write kubernetes for an API server, or dir:PATH for a directory of manifests")]
 pub struct SourceError(String);
 
 impl FromStr for Source {
@@ -22,6 +24,7 @@ impl FromStr for Source {
     fn from_str(s: &str) -> Result<Self, SourceError> {
         match s.split_once(':') {
             Some(("dir", path)) if !path.is_empty() => Ok(Self::Dir(path.into())),
+            None if s == "kubernetes" => Ok(Self::Kubernetes),
             _ => Err(SourceError(s.chars().take(256).collect())),
         }
     }
@@ -31,6 +34,7 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Source::Dir(path) => write!(f, "dir:{}", path.display()),
+            Source::Kubernetes => f.write_str("kubernetes"),
         }
     }
 }
@@ -41,10 +45,10 @@ mod tests {
 
     #[test]
     fn a_source_is_read_as_it_is_written() {
-        for text in ["dir:/m", "dir:a:b"] {
+        for text in ["dir:/m", "dir:a:b", "kubernetes"] {
             assert_eq!(text.parse::<Source>().map(|s| s.to_string()).as_deref(), Ok(text));
         }
-        for text in ["", "dir:", "dir", "kubernetes", "kubernetes:", "/m"] {
+        for text in ["", "dir:", "dir", "kubernetes:", "/m"] {
             assert!(text.parse::<Source>().is_err(), "{text:?}");
         }
     }
