@@ -21,15 +21,24 @@ use crate::config::Run;
 use crate::enrol::{self, EnrolError, Enrolled, Kit, PodFacts};
 use crate::keeper_link::{KeeperLink, maintain};
 use crate::netns::Netns;
+use crate::pods::discovery::{self, Searched};
 use crate::pods::record::{Record, Records};
 use crate::pods::registry::{Action, MAX_BUSY, Place};
+use crate::pods::sandbox::Sandbox;
+use crate::pods::search::Search;
 use crate::pods::source::Source;
+use crate::pods::spec::{Guide, Rules};
 use crate::pods::{Registry, Uid};
+use crate::processes::Processes;
 use crate::redirect::{FORM, HookFacts, Redirect};
 use crate::status::{self, Memory, Status};
+use crate::updates::Updates;
 
 /// How often every pod is looked at: a pod that tampers with its rules is noticed within this time.
 const VERIFY_EVERY: Duration = Duration::from_secs(5);
+
+/// Where the processes of the node are.
+const PROC: &str = "/proc";
 
 /// How long changes are gathered before the status is written again.
 const STATUS_DELAY: Duration = Duration::from_millis(20);
@@ -51,25 +60,27 @@ pub async fn run(config: Run) -> Result<()> {
     let [listeners, exempt] = stores(&redirect).context("share the maps")?;
     let keeper = tokio::spawn(maintain(config.run_dir.join(AGENT_SOCKET), listeners, exempt, filler));
 
-    let Manifest::Dir(dir) = &config.pods;
-    let (state, manifests) = Manifests::open(dir).await?;
-    let mut source = Source::new(config.node.clone(), config.dns_capture);
-    for object in state.objects {
-        source.apply(object);
-    }
-    let problems = state.problems.iter().map(ToString::to_string).collect();
+    let (updates, guide) = match &config.pods {
+        Manifest::Dir(dir) => (Updates::Dir(Manifests::stream(dir).await?), Guide::Annotations),
+        Manifest::Kubernetes => (Updates::of_cluster(&loam_kube::client().await?, &config.node), Guide::Node),
+    };
+    let rules = Rules { node: config.node.clone(), dns: config.dns_capture, guide };
     let kit = Kit::new(redirect, link, records, config.node.as_str().into());
     let mut agent = Agent {
         kit,
-        source,
-        manifests,
+        source: Source::new(rules),
+        pods: config.pods,
+        updates,
         watching: true,
+        begun: false,
         registry: Registry::default(),
         steps: JoinSet::new(),
         looks: JoinSet::new(),
+        search: Search::default(),
+        searches: JoinSet::new(),
         memory: BTreeMap::new(),
         hooks: None,
-        problems,
+        problems: Vec::new(),
         hook_problem: None,
         started_at,
         start_ms,
@@ -77,7 +88,6 @@ pub async fn run(config: Run) -> Result<()> {
         status_due: None,
     };
     agent.adopt().await.context("take over from a predecessor")?;
-    agent.registry.want(agent.source.wanted());
     tokio::select! {
         () = agent.work() => {}
         _ = terminate.recv() => {}
@@ -96,13 +106,20 @@ fn stores(redirect: &Redirect) -> std::io::Result<[OwnedFd; 2]> {
 struct Agent {
     kit: Kit,
     source: Source,
-    manifests: Manifests,
+    /// What is followed.
+    pods: Manifest,
+    updates: Updates,
     watching: bool,
+    /// All that was there at the beginning is known. Until then whoever is captured stays so.
+    begun: bool,
     registry: Registry,
     /// Enrolments and withdrawals.
     steps: JoinSet<Done>,
     /// Everything else that is asked and answered.
     looks: JoinSet<Seen>,
+    search: Search,
+    /// At most one.
+    searches: JoinSet<Searched>,
     memory: BTreeMap<Uid, Memory>,
     hooks: Option<HookFacts>,
     problems: Vec<String>,
@@ -147,6 +164,9 @@ impl Agent {
             let is_captured = captured.get(&record.cookie) == Some(&record.index);
             known.push(record.index);
             let Record { spec, index, cookie, .. } = record;
+            if netns.is_some() {
+                self.source.place(spec.uid.clone(), Sandbox::recorded(&spec));
+            }
             info!(pod = %spec, index, captured = is_captured, "taking over a pod");
             self.registry.adopt(Place { spec, index, netns, cookie: Some(cookie) }, is_captured);
         }
@@ -168,7 +188,8 @@ impl Agent {
         self.changed();
         loop {
             self.take_steps();
-            let due = self.registry.due_at().into_iter().chain(self.status_due).min();
+            self.begin_search();
+            let due = [self.registry.due_at(), self.status_due, self.search.due_at()].into_iter().flatten().min();
             let wake = pin!(async {
                 match due {
                     Some(due) => tokio::time::sleep_until(due.into()).await,
@@ -176,7 +197,7 @@ impl Agent {
                 }
             });
             tokio::select! {
-                update = self.manifests.next(), if self.watching => match update {
+                update = self.updates.next(), if self.watching => match update {
                     Some(update) => self.take_update(update),
                     None => self.unwatched(),
                 },
@@ -186,6 +207,11 @@ impl Agent {
                     Err(error) => std::panic::resume_unwind(error.into_panic()),
                 },
                 Some(Ok(seen)) = self.looks.join_next() => self.take_seen(seen),
+                Some(searched) = self.searches.join_next() => match searched {
+                    Ok(searched) => self.take_searched(searched),
+                    // A search that ended by a bug would be the last one.
+                    Err(error) => std::panic::resume_unwind(error.into_panic()),
+                },
                 client = self.kit.keeper.changed() => self.take_keeper(client),
                 _ = verify.tick() => self.verify().await,
                 () = wake => self.write_status(),
@@ -203,16 +229,48 @@ impl Agent {
             }
             self.problems = problems.iter().map(ToString::to_string).collect();
         }
-        self.registry.want(self.source.wanted());
+        if update.complete && !self.begun {
+            self.begun = true;
+            self.source.settle();
+        }
+        self.want();
+    }
+
+    /// Acts on what is known of pods at this moment.
+    fn want(&mut self) {
+        if self.begun {
+            self.registry.want(self.source.wanted());
+            self.search.want(self.source.missing(), Instant::now());
+        }
         self.changed();
     }
 
     fn unwatched(&mut self) {
-        let text = "the directory of pods is not watched any more: restart the agent";
+        let text = format!("{} is not watched any more: restart the agent", self.pods);
         warn!("{text}");
         self.watching = false;
-        self.problems.push(text.to_owned());
+        self.problems.push(text);
         self.changed();
+    }
+
+    fn begin_search(&mut self) {
+        let now = Instant::now();
+        let Some(pods) = self.search.begin(now) else { return };
+        let processes = Processes::new(PROC);
+        self.searches.spawn(discovery::search(processes, pods));
+    }
+
+    fn take_searched(&mut self, searched: Searched) {
+        self.search.ended(searched.took, Instant::now());
+        for (uid, found) in searched.found {
+            let problem = found.as_ref().err().cloned();
+            if self.source.found(&uid, found)
+                && let Some(error) = problem
+            {
+                warn!(uid, error, "cannot get at a pod");
+            }
+        }
+        self.want();
     }
 
     fn take_steps(&mut self) {
@@ -285,7 +343,11 @@ impl Agent {
             }
         }
         match error.has_vanished() {
-            true => self.registry.vanished(uid, text, now),
+            true => {
+                self.registry.vanished(uid, text, now);
+                self.source.lose(uid);
+                self.want();
+            }
             false => self.registry.failed(uid, text, error.is_waiting(), now),
         }
         self.changed();
@@ -436,6 +498,7 @@ impl Agent {
             return;
         }
         self.status_due = None;
+        let waiting = (!self.begun).then(|| format!("waiting for {}: which pods are here is not known yet", self.pods));
         let registry = &self.registry;
         self.memory.retain(|uid, _| registry.place_of(uid).is_some());
         let status = Status {
@@ -447,7 +510,7 @@ impl Agent {
             programs: FORM,
             hooks: self.hooks.clone(),
             keeper: self.kit.keeper.client().is_some(),
-            problems: self.problems.iter().chain(&self.hook_problem).cloned().collect(),
+            problems: self.problems.iter().chain(&self.hook_problem).chain(&waiting).cloned().collect(),
             pods: status::pods(&self.registry, &self.memory),
         };
         if let Err(error) = status::write(&self.run_dir, &status) {

@@ -47,7 +47,7 @@ pub struct Run {
     /// Name of this node; only its pods are enrolled.
     #[arg(long, env = "LOAM_NODE")]
     pub node: String,
-    /// Where pods are described, as dir:PATH.
+    /// Where pods are described: kubernetes, or dir:PATH for a directory of manifests.
     #[arg(long, env = "LOAM_PODS", value_name = "SOURCE")]
     pub pods: Source,
     /// Directory of the keeper's sockets, the status and the records.
@@ -115,7 +115,7 @@ mod tests {
     #[test]
     fn a_source_of_pods_says_what_it_is() {
         let parse = |pods: &str| Cli::try_parse_from(["loam-agent", "run", "--node", "n1", "--pods", pods]);
-        assert!(parse("dir:/etc/pods").is_ok());
+        assert!(parse("dir:/etc/pods").is_ok() && parse("kubernetes").is_ok());
         assert!(parse("/etc/pods").unwrap_err().to_string().contains("dir:PATH"));
     }
 }

@@ -162,7 +162,8 @@ pub async fn enrol(kit: &Kit, place: &Place, netns: &Netns, captured: bool) -> R
 /// The pod as others are told of it. That it is served counts for more than how it resolves names: what is wrong with
 /// that is said whenever the pod is looked at.
 fn info(kit: &Kit, place: &Place) -> PodInfo {
-    let resolv = place.spec.resolv_conf.as_deref().map(resolv::read).and_then(Result::ok);
+    let read = || place.spec.resolv_conf.as_deref().map(resolv::read).and_then(Result::ok);
+    let resolv = place.spec.resolv.as_deref().map(resolv::parse).or_else(read);
     PodInfo { resolv, ..place.spec.info(&kit.node) }
 }
 
@@ -286,6 +287,9 @@ pub async fn inspect(kit: &Kit, place: &Place) -> Result<PodFacts, EnrolError> {
     }
     let addresses = place.spec.addresses.clone();
     let (cookie, mut problems) = netns.run(move || Ok((netns::cookie()?, netns::check(&addresses)?))).await?;
+    if place.cookie.is_some_and(|known| known != cookie) {
+        return Err(NetnsError::Replaced(place.spec.netns.clone()).into());
+    }
     let routed = problems.is_empty();
     let (steer, captured) = {
         let redirect = kit.redirect();

@@ -126,6 +126,7 @@ mod tests {
             netns: "/run/netns/web".into(),
             dns: true,
             resolv_conf: Some("/etc/resolv.conf".into()),
+            resolv: Some("nameserver 10.0.0.10\n".into()),
             starting: true,
         };
         Record { spec, index: 3, cookie, before: Before::default(), leaving: false }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use loam_ebpf_common::layout::MAX_PODS;
 
 use super::source::Wanted;
-use super::spec::{PodSpec, Uid};
+use super::spec::{PodSpec, SpecError, Uid};
 use crate::sys::netns::NetnsId;
 
 /// Steps that run at the same time. Most of a step is waiting for a ztunnel.
@@ -77,7 +77,7 @@ pub struct View<'a> {
 struct Entry {
     title: String,
     /// None: it is not wanted any more.
-    wanted: Option<Result<PodSpec, String>>,
+    wanted: Option<Result<PodSpec, SpecError>>,
     place: Option<Place>,
     busy: bool,
     captured: bool,
@@ -131,6 +131,14 @@ impl Entry {
         self.trouble = Some(Trouble { text, waiting: false, failures: 0, retry_at: None });
     }
 
+    /// What the pod lacks, if it lacks anything, is its trouble.
+    fn object_to_wanted(&mut self) {
+        if let Some(Err(error)) = &self.wanted {
+            let (text, waiting) = (error.to_string(), error.is_waiting());
+            self.trouble = Some(Trouble { text, waiting, failures: 0, retry_at: None });
+        }
+    }
+
     /// What to do for this pod by itself.
     fn step(&self) -> Step {
         match (&self.wanted, &self.place) {
@@ -169,7 +177,7 @@ impl Registry {
         }
         for (uid, pod) in wanted {
             let entry = self.pods.entry(uid).or_insert_with(|| Entry::new(pod.title.clone()));
-            let mut spec = pod.spec.map_err(|error| error.to_string());
+            let mut spec = pod.spec;
             if let (Ok(spec), Some(place)) = (&mut spec, &entry.place) {
                 // How it was found does not change by what becomes of it.
                 spec.starting = place.spec.starting;
@@ -179,17 +187,17 @@ impl Registry {
             }
             entry.title = pod.title;
             entry.trouble = None;
-            if let Err(text) = &spec {
-                entry.object(text.clone());
-            }
             entry.wanted = Some(spec);
+            entry.object_to_wanted();
         }
     }
 
-    /// Takes over a pod that a predecessor left in the kernel. Comes before [`Self::want`].
+    /// Takes over a pod that a predecessor left in the kernel. Comes before [`Self::want`], until which it is wanted as it
+    /// is.
     pub fn adopt(&mut self, place: Place, captured: bool) {
         let entry = self.pods.entry(place.spec.uid.clone()).or_insert_with(|| Entry::new(place.spec.to_string()));
         entry.captured = captured;
+        entry.wanted = Some(Ok(place.spec.clone()));
         entry.place = Some(place);
     }
 
@@ -300,9 +308,7 @@ impl Registry {
         if let Some(place) = &mut entry.place {
             place.cookie = Some(cookie);
         }
-        if let Some(Err(text)) = &entry.wanted {
-            entry.object(text.clone());
-        }
+        entry.object_to_wanted();
     }
 
     /// A step failed, or it has to wait. It will be taken again.
@@ -339,9 +345,7 @@ impl Registry {
             entry.stale = false;
             entry.obsolete = false;
             entry.place = None;
-            if let Some(Err(text)) = &entry.wanted {
-                entry.object(text.clone());
-            }
+            entry.object_to_wanted();
         }
     }
 

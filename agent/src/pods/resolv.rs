@@ -42,7 +42,7 @@ pub fn read(path: &Path) -> Result<Resolv, ResolvError> {
 
 /// Reads what a resolver would: the last search list and options count, the first servers, and what is not understood is
 /// passed over.
-fn parse(text: &str) -> Resolv {
+pub fn parse(text: &str) -> Resolv {
     let (mut servers, mut search, mut ndots) = (Vec::new(), Vec::new(), DEFAULT_NDOTS);
     for line in text.lines() {
         let line = line.split(['#', ';']).next().unwrap_or_default();

@@ -1,11 +1,13 @@
 //! What the manifests say about the pods of this node.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use k8s_openapi::api::core::v1::Pod as Manifest;
 use loam_manifest::enrol::namespace_in;
 use loam_manifest::{Change, Key, Kind, Object};
 
-use super::spec::{PodSpec, SpecError, Uid, eligible, uid};
+use super::sandbox::{ResolvConf, Sandbox};
+use super::spec::{Guide, PodSpec, Rules, SpecError, Uid, uid};
 
 /// The pods that belong to the mesh here: each with what its enrolment needs, or with what it lacks.
 pub type Wanted = BTreeMap<Uid, Pod>;
@@ -22,18 +24,18 @@ pub struct Pod {
 /// Objects as far as they decide which pods are ours.
 #[derive(Debug)]
 pub struct Source {
-    node: String,
-    /// Whether questions to name servers are captured of a pod that does not say.
-    dns: bool,
+    rules: Rules,
     /// Whether a namespace asks for the mesh.
     namespaces: HashMap<String, bool>,
-    pods: BTreeMap<Key, Box<k8s_openapi::api::core::v1::Pod>>,
+    pods: BTreeMap<Key, Box<Manifest>>,
+    /// What was found out about pods; at most one for each that is here.
+    sandboxes: HashMap<Uid, Result<Sandbox, String>>,
 }
 
 impl Source {
     /// Nothing is known yet.
-    pub fn new(node: String, dns: bool) -> Self {
-        Self { node, dns, namespaces: HashMap::new(), pods: BTreeMap::new() }
+    pub fn new(rules: Rules) -> Self {
+        Self { rules, namespaces: HashMap::new(), pods: BTreeMap::new(), sandboxes: HashMap::new() }
     }
 
     /// Takes in an object.
@@ -44,11 +46,16 @@ impl Source {
                 self.namespaces.insert(key.name.to_string(), namespace_in(&namespace));
             }
             Object::Pod(pod) => {
-                let here = pod.spec.as_ref().is_some_and(|spec| spec.node_name.as_deref() == Some(&self.node));
-                match here {
+                let here = pod.spec.as_ref().is_some_and(|spec| spec.node_name.as_deref() == Some(&self.rules.node));
+                let is = uid(&pod);
+                let former = match here {
                     true => self.pods.insert(key, pod),
                     false => self.pods.remove(&key),
                 };
+                // Another pod of that name, or it is another node's.
+                if let Some(former) = former.map(|former| uid(&former)).filter(|former| !here || *former != is) {
+                    self.sandboxes.remove(&former);
+                }
             }
             Object::Node(_)
             | Object::ServiceAccount(_)
@@ -68,7 +75,11 @@ impl Source {
             Change::Applied(object) => self.apply(object),
             Change::Deleted(key) => match key.kind {
                 Kind::Namespace => drop(self.namespaces.remove(&*key.name)),
-                Kind::Pod => drop(self.pods.remove(&key)),
+                Kind::Pod => {
+                    if let Some(pod) = self.pods.remove(&key) {
+                        self.sandboxes.remove(&uid(&pod));
+                    }
+                }
                 Kind::Node
                 | Kind::ServiceAccount
                 | Kind::PeerAuthentication
@@ -82,14 +93,65 @@ impl Source {
         }
     }
 
+    /// Notes where a pod is.
+    pub fn place(&mut self, uid: Uid, sandbox: Sandbox) {
+        self.sandboxes.insert(uid, Ok(sandbox));
+    }
+
+    /// Notes what a search found of a pod, if the pod is still here. Where it is known to be counts for more, since its
+    /// namespace may have several paths. Says whether it was not known that it can be found, or why not.
+    pub fn found(&mut self, uid: &Uid, found: Result<Sandbox, String>) -> bool {
+        if !self.pods.values().any(|pod| super::spec::uid(pod) == *uid) {
+            return false;
+        }
+        match (self.sandboxes.get_mut(uid), found) {
+            (Some(Ok(known)), Ok(found)) => known.resolv_conf = found.resolv_conf,
+            (Some(Ok(_)), Err(_)) => {}
+            (Some(Err(known)), Err(why)) if *known == why => {}
+            (Some(Err(_)) | None, found) => {
+                self.sandboxes.insert(uid.clone(), found);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Everything that was there at the beginning is known: forgets what is of pods that are not here.
+    pub fn settle(&mut self) {
+        let here: BTreeSet<Uid> = self.pods.values().map(|pod| uid(pod)).collect();
+        self.sandboxes.retain(|uid, _| here.contains(uid));
+    }
+
+    /// Forgets where a pod was: it is not there any more.
+    pub fn lose(&mut self, uid: &Uid) {
+        self.sandboxes.remove(uid);
+    }
+
+    /// The pods that are to be searched for among the node's processes.
+    pub fn missing(&self) -> BTreeSet<Uid> {
+        if self.rules.guide == Guide::Annotations {
+            return BTreeSet::new();
+        }
+        let is_missing = |uid: &Uid, pod: &Pod| match &pod.spec {
+            Ok(_) => matches!(self.sandboxes.get(uid), Some(Ok(sandbox)) if sandbox.resolv_conf == ResolvConf::Unknown),
+            Err(error) => error.is_sought(),
+        };
+        self.wanted().into_iter().filter(|(uid, pod)| is_missing(uid, pod)).map(|(uid, _)| uid).collect()
+    }
+
     /// The pods that are ours.
     pub fn wanted(&self) -> Wanted {
         let ours = self.pods.iter().filter_map(|(key, pod)| {
-            let in_mesh = self.namespaces.get(&*key.namespace).copied().unwrap_or(false);
-            let spec = eligible(pod, &self.node, in_mesh, self.dns)?;
-            Some((uid(pod), Pod { title: format!("{}/{}", key.namespace, key.name), spec }))
+            let uid = uid(pod);
+            let spec = self.rules.eligible(pod, self.is_in(key), self.sandboxes.get(&uid))?;
+            Some((uid, Pod { title: format!("{}/{}", key.namespace, key.name), spec }))
         });
         ours.collect()
+    }
+
+    /// Whether the namespace of a pod asks for the mesh.
+    fn is_in(&self, key: &Key) -> bool {
+        self.namespaces.get(&*key.namespace).copied().unwrap_or(false)
     }
 }
 
@@ -105,6 +167,10 @@ spec: {nodeName: n1, containers: []}
 status: {podIPs: [{ip: 10.0.0.7}]}
 ";
 
+    fn source(guide: Guide) -> Source {
+        Source::new(Rules { node: "n1".into(), dns: true, guide })
+    }
+
     fn namespace(labels: &str) -> Object {
         object(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: shop, labels: {{{labels}}}}}}}"))
     }
@@ -115,7 +181,7 @@ status: {podIPs: [{ip: 10.0.0.7}]}
 
     #[test]
     fn labelling_a_namespace_takes_its_pods_in_and_unlabelling_lets_them_go() {
-        let mut source = Source::new("n1".into(), true);
+        let mut source = source(Guide::Annotations);
         source.apply(object(POD));
         assert!(source.wanted().is_empty());
         source.apply(namespace("istio.io/dataplane-mode: ambient"));
@@ -126,7 +192,7 @@ status: {podIPs: [{ip: 10.0.0.7}]}
 
     #[test]
     fn a_pod_that_is_deleted_or_moves_away_is_let_go() {
-        let mut source = Source::new("n1".into(), true);
+        let mut source = source(Guide::Annotations);
         source.apply(namespace("istio.io/dataplane-mode: ambient"));
         source.apply(object(POD));
         source.apply(object(&POD.replace("n1", "n2")));
@@ -134,5 +200,47 @@ status: {podIPs: [{ip: 10.0.0.7}]}
         source.apply(object(POD));
         source.change(Change::Deleted(object(POD).key()));
         assert!(source.wanted().is_empty());
+    }
+
+    #[test]
+    fn a_pod_is_missing_until_it_is_found_with_its_resolv_conf_and_again_when_it_is_lost() {
+        let mut source = source(Guide::Node);
+        source.apply(namespace("istio.io/dataplane-mode: ambient"));
+        source.apply(object(POD));
+        let web = || Uid::from("shop/web");
+        let missing = |source: &Source| source.missing().into_iter().next();
+        let sandbox = |netns: &str, resolv_conf| Ok(Sandbox { netns: netns.into(), resolv_conf });
+        assert_eq!(missing(&source), Some(web()));
+        source.found(&web(), Err("no way in".into()));
+        assert_eq!(missing(&source), Some(web()));
+        source.found(&web(), sandbox("/a", ResolvConf::Unknown));
+        assert_eq!(missing(&source), Some(web()));
+        source.found(&web(), sandbox("/b", ResolvConf::Text("nameserver 10.0.0.10".into())));
+        assert_eq!(missing(&source), None);
+        let spec = source.wanted().remove("shop/web").unwrap().spec.unwrap();
+        assert_eq!((spec.netns.to_str(), spec.dns), (Some("/a"), true));
+        source.lose(&web());
+        assert_eq!(missing(&source), Some(web()));
+        source.found(&web(), sandbox("/a", ResolvConf::Unreadable));
+        assert_eq!(missing(&source), None);
+        // Another pod of that name.
+        source.apply(object(&POD.replace("name: web,", "name: web, uid: u-2,")));
+        assert_eq!(missing(&source).as_deref(), Some("u-2"));
+        assert!(source.sandboxes.is_empty());
+        source.apply(namespace(""));
+        assert_eq!(missing(&source), None);
+        assert!(!source.found(&web(), sandbox("/a", ResolvConf::Unknown)), "it is not here any more");
+        assert!(source.sandboxes.is_empty());
+    }
+
+    #[test]
+    fn what_a_predecessor_knew_of_pods_that_are_gone_is_forgotten() {
+        let mut source = source(Guide::Node);
+        for uid in ["shop/web", "shop/gone"] {
+            source.place(uid.into(), Sandbox { netns: "/a".into(), resolv_conf: ResolvConf::Unknown });
+        }
+        source.apply(object(POD));
+        source.settle();
+        assert_eq!(source.sandboxes.keys().collect::<Vec<_>>(), ["shop/web"]);
     }
 }

@@ -9,6 +9,8 @@ use loam_manifest::enrol::Wish;
 use loam_node::PodInfo;
 use serde::{Deserialize, Serialize};
 
+use super::sandbox::Sandbox;
+
 /// The annotation that names the path of the pod's network namespace.
 pub const NETNS_ANNOTATION: &str = "loam.dev/netns";
 
@@ -42,6 +44,9 @@ pub struct PodSpec {
     /// Where its resolv.conf is, if that is known.
     #[serde(default)]
     pub resolv_conf: Option<PathBuf>,
+    /// What its resolv.conf says, if that was read once and for all.
+    #[serde(default)]
+    pub resolv: Option<String>,
     /// Whether none of its containers but initial ones ran yet when it was first found.
     #[serde(default)]
     pub starting: bool,
@@ -71,12 +76,41 @@ impl std::fmt::Display for PodSpec {
     }
 }
 
+/// Who says where pods are and how they resolve names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guide {
+    /// Their annotations: who writes manifests into a directory of the node may do anything there.
+    Annotations,
+    /// The node itself. Whoever may make a pod can write annotations, and must not choose what root opens.
+    Node,
+}
+
+/// What an agent goes by.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// The name of its node.
+    pub node: String,
+    /// Whether questions to name servers are captured of a pod that does not say.
+    pub dns: bool,
+    /// Who says where pods are.
+    pub guide: Guide,
+}
+
 /// What a pod of ours lacks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
     /// Nobody says where it is.
     #[error("the pod has no annotation {NETNS_ANNOTATION} with the path of its network namespace")]
     NoNetns,
+    /// It was not found yet.
+    #[error(
+        "waiting for a process of the pod: either none runs yet, or the agent does not see the processes of its node \
+         (hostPID)"
+    )]
+    NoProcess,
+    /// It was found, and where it is cannot be had.
+    #[error("{0}")]
+    Hidden(String),
     /// A relative path would depend on where the agent was started.
     #[error("the annotation {0} is {1:?}, which is not an absolute path")]
     RelativePath(&'static str, String),
@@ -97,19 +131,78 @@ pub enum SpecError {
     TooManyAddresses(usize),
 }
 
-/// What a pod is to the agent of one node: none if it does not belong to the mesh here. `dns` is whether questions to
-/// name servers are captured of a pod that does not say.
-pub fn eligible(pod: &Pod, node: &str, namespace_in: bool, dns: bool) -> Option<Result<PodSpec, SpecError>> {
-    let spec = pod.spec.as_ref()?;
-    if spec.node_name.as_deref() != Some(node) || Wish::of(pod).under(namespace_in).is_err() {
-        return None;
+impl SpecError {
+    /// Whether this only waits for somebody else.
+    pub fn is_waiting(&self) -> bool {
+        matches!(self, SpecError::NoProcess)
     }
-    // A pod that has ended sends nothing more. One that is being deleted still may, so it stays until it is gone.
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    if matches!(phase, Some("Succeeded" | "Failed")) {
-        return None;
+
+    /// Whether looking for the pod among the node's processes may help.
+    pub fn is_sought(&self) -> bool {
+        matches!(self, SpecError::NoProcess | SpecError::Hidden(_))
     }
-    Some(read(pod, dns))
+}
+
+impl Rules {
+    /// What a pod is to the agent: none if it does not belong to the mesh here. `sandbox` is what was found out about it.
+    pub fn eligible(
+        &self,
+        pod: &Pod,
+        namespace_in: bool,
+        sandbox: Option<&Result<Sandbox, String>>,
+    ) -> Option<Result<PodSpec, SpecError>> {
+        let spec = pod.spec.as_ref()?;
+        let is_here = spec.node_name.as_deref() == Some(&*self.node);
+        // A pod that has ended sends nothing more. One that is being deleted still may, so it stays until it is gone.
+        match is_here && !has_ended(pod) && Wish::of(pod).under(namespace_in).is_ok() {
+            true => Some(self.read(pod, sandbox)),
+            false => None,
+        }
+    }
+
+    fn read(&self, pod: &Pod, sandbox: Option<&Result<Sandbox, String>>) -> Result<PodSpec, SpecError> {
+        let metadata = &pod.metadata;
+        // Before where it is, since a pod without an address is not there to be found yet.
+        let addresses = addresses(pod)?;
+        let (netns, resolv_conf, resolv) = match (self.guide, sandbox) {
+            (Guide::Annotations, _) => {
+                let netns = path(pod, NETNS_ANNOTATION)?.ok_or(SpecError::NoNetns)?;
+                (netns, path(pod, RESOLV_CONF_ANNOTATION)?, None)
+            }
+            (Guide::Node, Some(Ok(sandbox))) => (sandbox.netns.clone(), None, sandbox.resolv_conf.text()),
+            (Guide::Node, Some(Err(why))) => return Err(SpecError::Hidden(why.clone())),
+            (Guide::Node, None) => return Err(SpecError::NoProcess),
+        };
+        let dns = match annotation(pod, DNS_CAPTURE_ANNOTATION) {
+            // Who does not know the pod's servers could only answer for names of the mesh, and all others would be lost.
+            None => self.dns && (resolv_conf.is_some() || resolv.is_some()),
+            Some("true") => true,
+            Some("false") => false,
+            Some(other) => return Err(SpecError::BadDnsCapture(shortened(other))),
+        };
+        let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.clone());
+        Ok(PodSpec {
+            uid: uid(pod),
+            namespace: metadata.namespace.clone().unwrap_or_default(),
+            name: metadata.name.clone().unwrap_or_default(),
+            service_account: account.filter(|name| !name.is_empty()).unwrap_or_else(|| "default".to_owned()),
+            addresses,
+            netns,
+            dns,
+            resolv_conf,
+            resolv,
+            starting: phase(pod) == Some("Pending"),
+        })
+    }
+}
+
+/// Whether a pod has run and will not again.
+fn has_ended(pod: &Pod) -> bool {
+    matches!(phase(pod), Some("Succeeded" | "Failed"))
+}
+
+fn phase(pod: &Pod) -> Option<&str> {
+    pod.status.as_ref()?.phase.as_deref()
 }
 
 /// What names the pod, whatever else is wrong with it.
@@ -122,31 +215,6 @@ pub fn uid(pod: &Pod) -> Uid {
             format!("{}/{}", part(&metadata.namespace), part(&metadata.name))
         }
     }
-}
-
-fn read(pod: &Pod, dns: bool) -> Result<PodSpec, SpecError> {
-    let metadata = &pod.metadata;
-    let netns = path(pod, NETNS_ANNOTATION)?.ok_or(SpecError::NoNetns)?;
-    let resolv_conf = path(pod, RESOLV_CONF_ANNOTATION)?;
-    let dns = match annotation(pod, DNS_CAPTURE_ANNOTATION) {
-        // Who does not know the pod's servers could only answer for names of the mesh, and all others would be lost.
-        None => dns && resolv_conf.is_some(),
-        Some("true") => true,
-        Some("false") => false,
-        Some(other) => return Err(SpecError::BadDnsCapture(shortened(other))),
-    };
-    let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.clone());
-    Ok(PodSpec {
-        uid: uid(pod),
-        namespace: metadata.namespace.clone().unwrap_or_default(),
-        name: metadata.name.clone().unwrap_or_default(),
-        service_account: account.filter(|name| !name.is_empty()).unwrap_or_else(|| "default".to_owned()),
-        addresses: addresses(pod)?,
-        netns,
-        dns,
-        resolv_conf,
-        starting: pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Pending"),
-    })
 }
 
 fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
@@ -192,6 +260,7 @@ fn addresses(pod: &Pod) -> Result<Vec<IpAddr>, SpecError> {
 mod tests {
     use loam_manifest::Object;
 
+    use super::super::sandbox::ResolvConf;
     use super::*;
 
     fn pod(metadata: &str, status: &str) -> Pod {
@@ -208,6 +277,15 @@ mod tests {
             Some(Object::Pod(pod)) => *pod,
             other => panic!("{text}: {other:?} {:?}", state.problems),
         }
+    }
+
+    fn rules(node: &str, dns: bool) -> Rules {
+        Rules { node: node.into(), dns, guide: Guide::Annotations }
+    }
+
+    /// What a pod is to the agent of a node that goes by annotations.
+    fn eligible(pod: &Pod, node: &str, namespace_in: bool, dns: bool) -> Option<Result<PodSpec, SpecError>> {
+        rules(node, dns).eligible(pod, namespace_in, None)
     }
 
     const NETNS: &str = "annotations: {loam.dev/netns: /run/netns/web}";
@@ -246,6 +324,27 @@ mod tests {
             let spec = eligible(&pod(NETNS, &format!("{phase}{IPS}")), "n1", true, true).unwrap().unwrap();
             assert_eq!(spec.starting, starting, "{phase}");
         }
+    }
+
+    #[test]
+    fn an_agent_that_goes_by_the_node_opens_nothing_that_annotations_name() {
+        let rules = Rules { guide: Guide::Node, ..rules("n1", true) };
+        let named = pod("annotations: {loam.dev/netns: /a, loam.dev/resolv-conf: b}", IPS);
+        let read = |sandbox: Option<Result<Sandbox, String>>| rules.eligible(&named, true, sandbox.as_ref()).unwrap();
+        assert_eq!(read(None), Err(SpecError::NoProcess));
+        assert_eq!(read(Some(Err("no way in".into()))), Err(SpecError::Hidden("no way in".into())));
+        let sandbox = |resolv_conf| Sandbox { netns: "/proc/9/ns/net".into(), resolv_conf };
+        for (resolv_conf, resolv) in [
+            (ResolvConf::Text("nameserver 10.0.0.10".into()), Some("nameserver 10.0.0.10".to_owned())),
+            (ResolvConf::Unknown, None),
+            (ResolvConf::Unreadable, None),
+        ] {
+            let spec = read(Some(Ok(sandbox(resolv_conf)))).unwrap();
+            assert_eq!((spec.netns, spec.resolv_conf), (PathBuf::from("/proc/9/ns/net"), None));
+            assert_eq!((spec.dns, spec.resolv), (resolv.is_some(), resolv));
+        }
+        // Nothing is looked for before it can be there.
+        assert_eq!(rules.eligible(&pod("", ""), true, None), Some(Err(SpecError::NoAddress)));
     }
 
     #[test]

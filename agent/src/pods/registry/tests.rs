@@ -22,6 +22,7 @@ fn spec(name: &str, address: &str) -> PodSpec {
         netns: format!("/run/netns/{name}").into(),
         dns: true,
         resolv_conf: None,
+        resolv: None,
         starting: false,
     }
 }
@@ -32,8 +33,8 @@ impl Node {
         self.registry.want(pods.iter().map(pod).collect());
     }
 
-    fn want_broken(&mut self, name: &str) {
-        let pod = Pod { title: format!("shop/{name}"), spec: Err(SpecError::NoNetns) };
+    fn want_without(&mut self, name: &str, lack: SpecError) {
+        let pod = Pod { title: format!("shop/{name}"), spec: Err(lack) };
         self.registry.want([(name.into(), pod)].into());
     }
 
@@ -228,7 +229,7 @@ fn a_pod_that_cannot_be_read_any_more_stays_enrolled_as_it_was() {
     let mut node = node();
     node.want(&[spec("web", "10.0.0.1")]);
     node.enrol("web");
-    node.want_broken("web");
+    node.want_without("web", SpecError::NoNetns);
     assert_eq!(node.next(), NOTHING);
     let (state, reason) = node.see("web");
     assert_eq!(state, State::Enrolled);
@@ -238,12 +239,15 @@ fn a_pod_that_cannot_be_read_any_more_stays_enrolled_as_it_was() {
 }
 
 #[test]
-fn a_pod_that_cannot_be_read_is_failed_and_left_alone() {
-    let mut node = node();
-    node.want_broken("web");
-    assert_eq!(node.next(), NOTHING);
-    assert_eq!(node.see("web").0, State::Failed);
-    assert_eq!(node.registry.due_at(), None);
+fn a_pod_that_cannot_be_read_is_failed_and_one_that_has_no_process_yet_waits() {
+    for (error, state) in [(SpecError::NoNetns, State::Failed), (SpecError::NoProcess, State::Pending)] {
+        let mut node = node();
+        let reason = error.to_string();
+        node.want_without("web", error);
+        assert_eq!(node.next(), NOTHING);
+        assert_eq!(node.see("web"), (state, reason));
+        assert_eq!(node.registry.due_at(), None);
+    }
 }
 
 #[test]
@@ -273,6 +277,9 @@ fn an_adopted_pod_is_left_alone_if_it_is_wanted_as_it_is() {
     node.registry.adopt(adopt("same", 1), true);
     node.registry.adopt(adopt("gone", 2), true);
     node.registry.adopt(adopt("half", 3), false);
+    assert_eq!(node.next(), ["+half"], "until more is known they are wanted as they are");
+    node.registry.failed(&"half".into(), "no keeper".into(), true, node.now);
+    node.pass(1);
     node.want(&[spec("same", "10.0.0.1"), spec("half", "10.0.0.3"), spec("fresh", "10.0.0.4")]);
     assert_eq!(node.next(), ["+fresh", "-gone", "+half"]);
     assert_eq!(node.registry.place_of("fresh").unwrap().index, 0);
