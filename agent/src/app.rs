@@ -1,6 +1,6 @@
 //! `loam-agent run`: what is wanted comes in, steps go out, and each pod is looked at every five seconds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::pin::pin;
@@ -21,13 +21,14 @@ use crate::config::Run;
 use crate::enrol::{self, EnrolError, Enrolled, Kit, PodFacts};
 use crate::keeper_link::{KeeperLink, maintain};
 use crate::netns::Netns;
+use crate::notices::{Notices, Standing, Writing};
 use crate::pods::discovery::{self, Searched};
 use crate::pods::record::{Record, Records};
 use crate::pods::registry::{Action, MAX_BUSY, Place};
 use crate::pods::sandbox::Sandbox;
 use crate::pods::search::Search;
 use crate::pods::source::Source;
-use crate::pods::spec::{Guide, Rules};
+use crate::pods::spec::{Guide, Rules, uid};
 use crate::pods::{Registry, Uid};
 use crate::processes::Processes;
 use crate::redirect::{FORM, HookFacts, Redirect};
@@ -60,9 +61,13 @@ pub async fn run(config: Run) -> Result<()> {
     let [listeners, exempt] = stores(&redirect).context("share the maps")?;
     let keeper = tokio::spawn(maintain(config.run_dir.join(AGENT_SOCKET), listeners, exempt, filler));
 
-    let (updates, guide) = match &config.pods {
-        Manifest::Dir(dir) => (Updates::Dir(Manifests::stream(dir).await?), Guide::Annotations),
-        Manifest::Kubernetes => (Updates::of_cluster(&loam_kube::client().await?, &config.node), Guide::Node),
+    let (client, updates, guide) = match &config.pods {
+        Manifest::Dir(dir) => (None, Updates::Dir(Manifests::stream(dir).await?), Guide::Annotations),
+        Manifest::Kubernetes => {
+            let client = loam_kube::client().await?;
+            let updates = Updates::of_cluster(&client, &config.node);
+            (Some(client), updates, Guide::Node)
+        }
     };
     let rules = Rules { node: config.node.clone(), dns: config.dns_capture, guide };
     let kit = Kit::new(redirect, link, records, config.node.as_str().into());
@@ -78,6 +83,10 @@ pub async fn run(config: Run) -> Result<()> {
         looks: JoinSet::new(),
         search: Search::default(),
         searches: JoinSet::new(),
+        client,
+        notices: Notices::default(),
+        writes: JoinSet::new(),
+        write_problem: None,
         memory: BTreeMap::new(),
         hooks: None,
         problems: Vec::new(),
@@ -120,6 +129,12 @@ struct Agent {
     search: Search,
     /// At most one.
     searches: JoinSet<Searched>,
+    /// Of the API server, if that is where pods are described.
+    client: Option<loam_kube::Client>,
+    notices: Notices,
+    writes: JoinSet<Written>,
+    /// Why a notice could not be written, told once.
+    write_problem: Option<String>,
     memory: BTreeMap<Uid, Memory>,
     hooks: Option<HookFacts>,
     problems: Vec<String>,
@@ -141,6 +156,9 @@ enum Seen {
     Pods(Vec<(Place, Result<PodFacts, EnrolError>)>),
     Keeper(Result<Vec<Kept>, ClientError>),
 }
+
+/// What became of a notice.
+struct Written(Writing, Result<(), String>);
 
 /// A pod that the keeper has.
 struct Kept {
@@ -189,7 +207,8 @@ impl Agent {
         loop {
             self.take_steps();
             self.begin_search();
-            let due = [self.registry.due_at(), self.status_due, self.search.due_at()].into_iter().flatten().min();
+            let due = [self.registry.due_at(), self.status_due, self.search.due_at(), self.notices.due_at()];
+            let due = due.into_iter().flatten().min();
             let wake = pin!(async {
                 match due {
                     Some(due) => tokio::time::sleep_until(due.into()).await,
@@ -212,9 +231,13 @@ impl Agent {
                     // A search that ended by a bug would be the last one.
                     Err(error) => std::panic::resume_unwind(error.into_panic()),
                 },
+                Some(Ok(written)) = self.writes.join_next() => self.take_written(written),
                 client = self.kit.keeper.changed() => self.take_keeper(client),
                 _ = verify.tick() => self.verify().await,
-                () = wake => self.write_status(),
+                () = wake => {
+                    self.write_status();
+                    self.write_notices();
+                }
             }
         }
     }
@@ -516,5 +539,42 @@ impl Agent {
         if let Err(error) = status::write(&self.run_dir, &status) {
             warn!(%error, "cannot write the status");
         }
+    }
+
+    /// Has the objects of pods say how their pods are.
+    fn write_notices(&mut self) {
+        let Some(client) = self.client.as_ref().filter(|_| self.begun) else { return };
+        let views: HashMap<_, _> = self.registry.views().map(|view| (view.uid, (view.state, view.reason))).collect();
+        let pods: Vec<_> = self.source.pods().map(|(pod, belongs)| (pod, belongs, uid(pod))).collect();
+        let outside: Vec<String> =
+            pods.iter().map(|(_, belongs, _)| belongs.err().map(|why| why.to_string()).unwrap_or_default()).collect();
+        let standing = pods
+            .iter()
+            .zip(&outside)
+            .map(|((pod, _, uid), outside)| (*pod, Standing { outside, view: views.get(uid).copied() }));
+        for writing in self.notices.next(standing, Instant::now()) {
+            let (client, node) = (client.clone(), self.kit.node.clone());
+            self.writes.spawn(async move {
+                let written = writing.write(&client, &node).await;
+                Written(writing, written)
+            });
+        }
+    }
+
+    fn take_written(&mut self, Written(writing, written): Written) {
+        match &written {
+            Ok(()) => self.write_problem = None,
+            Err(error) if self.write_problem.as_ref() == Some(error) => {}
+            Err(error) => {
+                let (namespace, name) = (&writing.namespace, &writing.name);
+                warn!(
+                    pod = format!("{namespace}/{name}"),
+                    error, "cannot say on the pod's object how it is; trying again"
+                );
+                self.write_problem = Some(error.clone());
+            }
+        }
+        self.notices.written(writing, written.is_ok(), Instant::now());
+        self.changed();
     }
 }

@@ -8,6 +8,11 @@
 //! | apiGroups | resources | verbs |
 //! |---|---|---|
 //! | `""` | namespaces, pods | list, watch |
+//! | `""` | pods/status | patch |
+//! | `""` | events | create |
+//!
+//! The annotation on a pod is written through `pods/status` as well, so nobody who gets hold of the account can change
+//! what a pod runs.
 //!
 //! The container needs the capabilities BPF, CHOWN, DAC_OVERRIDE, NET_ADMIN, NET_RAW, SYS_ADMIN and SYS_PTRACE, and no
 //! AppArmor or SELinux profile between it and the node's processes, which it must see (`hostPID`). It is not privileged.
@@ -26,6 +31,7 @@ pub mod enrol;
 pub mod keeper;
 pub mod keeper_link;
 pub mod netns;
+pub mod notices;
 pub mod pods;
 pub mod processes;
 pub mod redirect;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use k8s_openapi::api::core::v1::Pod as Manifest;
-use loam_manifest::enrol::namespace_in;
+use loam_manifest::enrol::{Why, Wish, namespace_in};
 use loam_manifest::{Change, Key, Kind, Object};
 
 use super::sandbox::{ResolvConf, Sandbox};
@@ -147,6 +147,11 @@ impl Source {
             Some((uid, Pod { title: format!("{}/{}", key.namespace, key.name), spec }))
         });
         ours.collect()
+    }
+
+    /// Every pod of the node, with whether it belongs to the mesh.
+    pub fn pods(&self) -> impl Iterator<Item = (&Manifest, Result<(), Why>)> {
+        self.pods.iter().map(|(key, pod)| (&**pod, Wish::of(pod).under(self.is_in(key))))
     }
 
     /// Whether the namespace of a pod asks for the mesh.

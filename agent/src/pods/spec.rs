@@ -197,7 +197,7 @@ impl Rules {
 }
 
 /// Whether a pod has run and will not again.
-fn has_ended(pod: &Pod) -> bool {
+pub fn has_ended(pod: &Pod) -> bool {
     matches!(phase(pod), Some("Succeeded" | "Failed"))
 }
 
