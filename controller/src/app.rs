@@ -8,28 +8,36 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result};
 use loam_api::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use loam_core::ids::Identity;
-use loam_manifest::{Manifests, Source};
-use loam_rt::admin::Server as Admin;
+use loam_kube::Client;
+use loam_manifest::Source;
 use loam_rt::drain::{self, Drain, Trigger};
+use loam_rt::explain;
 use loam_rt::ready::Ready;
 use loam_rt::telemetry::Filter;
-use loam_xds::server::Ads;
+use loam_xds::server::{Ads, Authenticating};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::Status;
 use tonic::transport::Server;
 
 use crate::ca::authority::{Authority, ROOT_FILE};
-use crate::ca::{Authenticate, CaService, Entitled, Tokens, files};
+use crate::ca::{Authenticate, CaService, Entitled, Refused, Reviews, Tokens, files, secrets};
 use crate::config::{Serve, Token};
 use crate::debug::{self, Clients};
 use crate::index::Residents;
+use crate::leader;
 use crate::owner::Owner;
 use crate::publish::Published;
+use crate::roots;
 use crate::serve::{self, MAX_STREAMS, PING_INTERVAL, PING_TIMEOUT};
+use crate::updates::Updates;
 
 /// How long the parts may take to end.
 const END: Duration = Duration::from_secs(5);
+
+/// Pause before an API server that could not be reached is asked again.
+const RETRY: Duration = Duration::from_secs(2);
 
 /// Largest request for a certificate: some hundred times what an honest one takes.
 const MAX_CSR_BYTES: usize = 64 << 10;
@@ -67,28 +75,55 @@ impl Running {
     }
 }
 
-/// Starts a controller. When this returns it has read everything and is reachable.
+/// Starts a controller. When this returns it has read everything and is reachable; the admin server is before.
 pub async fn start(config: Serve, filter: Option<&Filter>) -> Result<Running> {
-    let Source::Dir(dir) = &config.source else {
-        anyhow::bail!("--source {}: this controller reads a directory of manifests: write dir:PATH", config.source);
+    let client = match config.source {
+        Source::Dir(_) => None,
+        Source::Kubernetes => Some(loam_kube::client().await?),
     };
     let listener = bind(config.listen, "proxies").await?;
     let admin = bind(config.admin, "the admin server").await?;
     let (address, admin_address) = (listener.local_addr()?, admin.local_addr()?);
-    let authority = Arc::new(authority(&config)?);
-    let tokens = Arc::new(Tokens::open(&config.data_dir)?);
-
-    let published = Published::default();
-    let mut owner = Owner::new(config.mesh.clone(), published.clone());
-    let mut manifests = Manifests::stream(dir).await?;
-    anyhow::ensure!(owner.begin(&mut manifests).await, "the watch of {} has ended", dir.display());
 
     let (trigger, drain) = drain::channel();
-    let (clients, ready) = (Clients::default(), Ready::default());
-    let gate = ready.gate("listener");
-    let routes = debug::routes(&owner.view(), &published, &clients, &ready, filter);
-    let ads = Ads::new(published.stores(), by_node(Arc::clone(&tokens).authenticate()), clients);
-    let ca = CaService::new(Arc::clone(&authority), tokens.authenticate(), OnNode(owner.residents()));
+    let ended = |drain: &Drain| {
+        let drain = drain.clone();
+        async move { drain.started().await }
+    };
+    let mut parts = JoinSet::new();
+    let (published, clients, ready) = (Published::default(), Clients::default(), Ready::default());
+    let (knows, objects, serves) = (ready.gate("authority"), ready.gate("objects"), ready.gate("listener"));
+    let mut owner = Owner::new(config.mesh.clone(), published.clone());
+    let mut watched = vec![(admin, debug::admin(&owner.view(), &published, &clients, &ready, filter))];
+    if let Some(address) = config.readiness {
+        watched.push((bind(address, "probes").await?, debug::readiness(&ready)));
+    }
+    for (listener, server) in watched {
+        let end = ended(&drain);
+        parts.spawn(async move {
+            server.serve(listener, end).await;
+            Ok(())
+        });
+    }
+
+    let (authority, authenticate) = match &client {
+        Some(client) => {
+            let reviews = Reviews::new(client.clone(), config.trusted_node_accounts.clone());
+            (authority_of_cluster(&config, client).await?, Arc::new(reviews).authenticate())
+        }
+        None => {
+            let data_dir = config.data_dir.as_deref().context("keep keys: there is no data directory")?;
+            (authority(&config, data_dir)?, Arc::new(Tokens::open(data_dir)?).authenticate())
+        }
+    };
+    let authority = Arc::new(authority.with_max_ttl(config.max_certificate_ttl));
+    knows.open();
+    let mut updates = Updates::of(&config.source, client.as_ref()).await?;
+    anyhow::ensure!(owner.begin(&mut updates).await, "the watch of {} has ended", config.source);
+    objects.open();
+
+    let ads = Ads::new(published.stores(), by_node(Arc::clone(&authenticate)), clients);
+    let ca = CaService::new(Arc::clone(&authority), authenticate, OnNode(owner.residents()));
     let router = Server::builder()
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
@@ -97,26 +132,29 @@ pub async fn start(config: Serve, filter: Option<&Filter>) -> Result<Running> {
         .add_service(IstioCertificateServiceServer::new(ca).max_decoding_message_size(MAX_CSR_BYTES));
     let tls = Arc::new(authority.serving_config(&config.serving_names)?);
 
-    let mut parts = JoinSet::new();
-    let ended = |drain: &Drain| {
-        let drain = drain.clone();
-        async move { drain.started().await }
-    };
     let end = ended(&drain);
     parts.spawn(async move {
         tokio::select! {
-            () = owner.follow(manifests) => Err(anyhow::anyhow!("the watch of the manifests has ended")),
+            () = owner.follow(updates) => Err(anyhow::anyhow!("the watch of the manifests has ended")),
             () = end => Ok(()),
         }
     });
     let end = ended(&drain);
     parts.spawn(async move { serve::serve(listener, tls, router, end).await.context("serve proxies") });
-    let end = ended(&drain);
-    parts.spawn(async move {
-        Admin::new(routes).serve(admin, end).await;
-        Ok(())
-    });
-    gate.open();
+    if let Some(client) = client {
+        let (leads, led) = watch::channel(false);
+        let (name, namespace) = (candidate(), config.namespace.clone());
+        let (roots, end) = (authority.roots_pem(), ended(&drain));
+        parts.spawn(async move {
+            tokio::select! {
+                () = leader::stand(client.clone(), &namespace, name, leads) => {}
+                () = roots::keep(client.clone(), roots, led) => {}
+                () = end => return Ok(()),
+            }
+            Err(anyhow::anyhow!("the publication of the roots has ended"))
+        });
+    }
+    serves.open();
     tracing::info!(%address, admin = %admin_address, source = %config.source, "controller serves");
     Ok(Running { address, admin: admin_address, trigger, parts })
 }
@@ -130,18 +168,39 @@ async fn bind(address: SocketAddr, whom: &str) -> Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("listen on {address} for {whom}"))
 }
 
-fn authority(config: &Serve) -> Result<Authority> {
+fn authority(config: &Serve, data_dir: &Path) -> Result<Authority> {
     let (domain, now) = (config.mesh.trust_domain.clone(), SystemTime::now());
-    let authority = match &config.authority {
-        None => Authority::open(&config.data_dir, domain, now)?,
-        Some((cert, key)) => {
-            let authority = Authority::load(cert, key, domain, now)?;
-            files::check_directory(&config.data_dir)?;
-            publish_roots(&config.data_dir, &authority)?;
-            authority
+    let Some((cert, key)) = &config.authority else { return Ok(Authority::open(data_dir, domain, now)?) };
+    let authority = Authority::load(cert, key, domain, now)?;
+    files::check_directory(data_dir)?;
+    publish_roots(data_dir, &authority)?;
+    Ok(authority)
+}
+
+/// The authority of a cluster. An API server that cannot be reached is waited for.
+async fn authority_of_cluster(config: &Serve, client: &Client) -> Result<Authority> {
+    let domain = &config.mesh.trust_domain;
+    if let Some((cert, key)) = &config.authority {
+        return Ok(Authority::load(cert, key, domain.clone(), SystemTime::now())?);
+    }
+    let mut told = String::new();
+    loop {
+        let error = match secrets::open(client, &config.namespace, domain, SystemTime::now()).await {
+            Err(error) if error.may_pass() => explain(&error),
+            done => return Ok(done?),
+        };
+        if error != told {
+            tracing::warn!(error, "the API server is waited for");
+            told = error;
         }
-    };
-    Ok(authority.with_max_ttl(config.max_certificate_ttl))
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// What this controller is called in an election: nothing else is called so, not even itself after a restart.
+fn candidate() -> String {
+    let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "loam-controller".to_owned());
+    format!("{host}_{:016x}", rand::random::<u64>())
 }
 
 fn publish_roots(data_dir: &Path, authority: &Authority) -> Result<()> {
@@ -149,16 +208,23 @@ fn publish_roots(data_dir: &Path, authority: &Authority) -> Result<()> {
 }
 
 /// Streams of configuration are for nodes, as certificates are.
-fn by_node(
-    authenticate: Authenticate,
-) -> impl Fn(&tonic::metadata::MetadataMap) -> Result<String, Status> + Send + Sync {
-    move |metadata| match authenticate(metadata) {
-        Ok(caller) => Ok(caller.node),
-        Err(why) => {
-            tracing::warn!(why, "proxy not authenticated");
-            // A stranger learns nothing about why.
-            Err(Status::unauthenticated("not authenticated"))
-        }
+fn by_node(authenticate: Authenticate) -> impl Fn(&tonic::metadata::MetadataMap) -> Authenticating + Send + Sync {
+    move |metadata| {
+        let caller = authenticate(metadata);
+        // Whoever is refused learns nothing about why.
+        Box::pin(async move {
+            match caller.await {
+                Ok(caller) => Ok(caller.node),
+                Err(Refused::Stranger(why)) => {
+                    tracing::warn!(why, "proxy not authenticated");
+                    Err(Status::unauthenticated("not authenticated"))
+                }
+                Err(Refused::Unavailable(why)) => {
+                    tracing::warn!(why, "proxy cannot be authenticated now");
+                    Err(Status::unavailable("cannot authenticate now"))
+                }
+            }
+        })
     }
 }
 

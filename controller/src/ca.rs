@@ -7,13 +7,16 @@ pub mod authority;
 pub mod csr;
 pub mod files;
 pub mod limit;
+pub mod review;
+pub mod secrets;
 pub mod seen;
 pub mod service;
 pub mod serving;
 pub mod token;
 
 pub use authority::{Authority, AuthorityError};
-pub use service::{Authenticate, CaService, Caller, Entitled};
+pub use review::{Account, Reviews};
+pub use service::{Authenticate, CaService, Caller, Entitled, Refused};
 pub use token::{TokenError, Tokens};
 
 #[cfg(test)]

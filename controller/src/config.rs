@@ -13,6 +13,7 @@ use loam_core::ids::{Hostname, Identity, TrustDomain};
 use loam_manifest::Source;
 use loam_rt::telemetry::LogFormat;
 
+use crate::ca::Account;
 use crate::index::Mesh;
 
 /// What the process is asked to do.
@@ -31,8 +32,12 @@ pub struct Serve {
     pub source: Source,
     /// Where proxies connect.
     pub listen: SocketAddr,
-    /// Where keys are kept.
-    pub data_dir: PathBuf,
+    /// Where keys are kept, where no cluster keeps them.
+    pub data_dir: Option<PathBuf>,
+    /// The namespace of the controller, its secrets and its lease, with `kubernetes` as the source.
+    pub namespace: String,
+    /// Accounts whose pods speak for their nodes, with `kubernetes` as the source.
+    pub trusted_node_accounts: Vec<Account>,
     /// What all resources have in common.
     pub mesh: Mesh,
     /// Names and addresses of the serving certificate.
@@ -43,6 +48,8 @@ pub struct Serve {
     pub max_certificate_ttl: Duration,
     /// Where people and scrapers look.
     pub admin: SocketAddr,
+    /// Where probes look, if they have a place of their own.
+    pub readiness: Option<SocketAddr>,
     /// How log lines look.
     pub log_format: LogFormat,
     /// Which log lines there are.
@@ -73,6 +80,12 @@ pub enum Refused {
 const MAX_CERTIFICATE_TTL: u64 = 24 * 3600;
 /// Where Istio's users keep the policies of the mesh.
 const ROOT_NAMESPACE: &str = "istio-system";
+/// Who the proxies of nodes are in an installation of Istio.
+const TRUSTED_NODE_ACCOUNT: &str = "istio-system/ztunnel";
+/// What proxies call the controller in an installation of Istio.
+const SERVICE: &str = "istiod";
+/// The client of the API server logs every attempt that fails; we say what follows from it.
+const LOG_FILTER: &str = "info,kube_client=off";
 /// Most names of a trust domain: each makes every principal of a policy longer by one.
 const MAX_ALIASES: usize = 16;
 /// Nobody renews a token in a file: a year, so that a demo of last month still runs.
@@ -100,15 +113,27 @@ enum Commands {
 // Values are text here, so that the first wrong one does not hide the others.
 #[derive(Args)]
 struct ServeArgs {
-    /// Where Kubernetes objects come from: dir:PATH
+    /// Where Kubernetes objects come from: kubernetes, or dir:PATH for a directory of manifests
     #[arg(long, env = "LOAM_SOURCE", default_value = "")]
     source: String,
     /// Address for proxies: configuration and certificates
     #[arg(long, default_value = "0.0.0.0:15012")]
     listen: String,
-    /// Directory for keys and the root certificate; made if missing
+    /// Directory for keys and the root certificate; made if missing. Not used with the source kubernetes, where
+    /// Secrets hold the keys
     #[arg(long, env = "LOAM_DATA_DIR", default_value = "")]
     data_dir: String,
+    /// With the source kubernetes: namespace of the controller, its Secrets and its Lease
+    #[arg(long, env = "POD_NAMESPACE", default_value = ROOT_NAMESPACE)]
+    namespace: String,
+    /// With the source kubernetes: service account whose pods speak for their nodes, as NAMESPACE/NAME; may be repeated
+    #[arg(
+        long = "trusted-node-account",
+        env = "CA_TRUSTED_NODE_ACCOUNTS",
+        value_delimiter = ',',
+        default_value = TRUSTED_NODE_ACCOUNT
+    )]
+    trusted_node_accounts: Vec<String>,
     /// Trust domain of all identities
     #[arg(long, env = "TRUST_DOMAIN", default_value = TrustDomain::DEFAULT)]
     trust_domain: String,
@@ -130,8 +155,9 @@ struct ServeArgs {
     /// What workloads may do with destinations that nobody declared: ALLOW_ANY or REGISTRY_ONLY
     #[arg(long, env = "OUTBOUND_TRAFFIC_POLICY", default_value = "ALLOW_ANY")]
     outbound_traffic_policy: String,
-    /// Name or address by which proxies call; may be repeated
-    #[arg(long = "serving-name", default_values = ["localhost", "127.0.0.1", "::1"])]
+    /// Name or address by which proxies call; may be repeated. Without it localhost, 127.0.0.1 and ::1, or with the
+    /// source kubernetes localhost and the names of the Service istiod
+    #[arg(long = "serving-name")]
     serving_names: Vec<String>,
     /// Certificate of your own CA and those above it, in PEM; without it one is made in the data directory
     #[arg(long)]
@@ -142,14 +168,17 @@ struct ServeArgs {
     /// Longest life of a workload's certificate, in seconds
     #[arg(long, default_value_t = MAX_CERTIFICATE_TTL.to_string())]
     max_certificate_ttl: String,
-    /// Address for metrics and debugging
-    #[arg(long, default_value = "127.0.0.1:15014")]
+    /// Address for metrics and readiness, and for debugging, which serves only callers on the machine itself
+    #[arg(long, env = "ADMIN_ADDRESS", default_value = "127.0.0.1:15014")]
     admin: String,
+    /// Address for readiness alone
+    #[arg(long, env = "READINESS_ADDRESS", default_value = "")]
+    readiness: String,
     /// plain or json
     #[arg(long, env = "LOG_FORMAT", default_value = "plain")]
     log_format: String,
     /// Such as info,loam_xds=debug
-    #[arg(long, env = "RUST_LOG", default_value = "info")]
+    #[arg(long, env = "RUST_LOG", default_value = LOG_FILTER)]
     log_filter: String,
 }
 
@@ -164,6 +193,11 @@ struct TokenArgs {
     /// How long the token is good, in seconds
     #[arg(long, default_value_t = TOKEN_TTL.to_string())]
     ttl: String,
+}
+
+/// The command line as it is described to people.
+pub fn described() -> clap::Command {
+    Cli::command()
 }
 
 /// Reads a command line, the name of the program first.
@@ -230,9 +264,20 @@ impl Check {
 impl ServeArgs {
     fn check(self) -> Result<Serve, Vec<String>> {
         let mut check = Check::default();
-        let source = check.needed("source", &self.source, |c| c.value("source", &self.source));
+        let source: Option<Source> = check.needed("source", &self.source, |c| c.value("source", &self.source));
         let listen = check.value("listen", &self.listen);
-        let data_dir = check.path("data-dir", &self.data_dir);
+        let data_dir = match source {
+            Some(Source::Kubernetes) => None,
+            Some(Source::Dir(_)) | None => check.path("data-dir", &self.data_dir),
+        };
+        if let Err(error) = Identity::new(TrustDomain::default(), &self.namespace, "any") {
+            check.mistake("namespace", error);
+        }
+        let accounts = self.trusted_node_accounts.iter().filter(|account| !account.is_empty());
+        let accounts: Vec<Option<Account>> = accounts.map(|a| check.value("trusted-node-account", a)).collect();
+        if source == Some(Source::Kubernetes) && accounts.is_empty() {
+            check.mistake("trusted-node-account", "is needed: no proxy would be served");
+        }
         let trust_domain = check.value("trust-domain", &self.trust_domain);
         let aliases = self.trust_domain_aliases.iter().filter(|alias| !alias.is_empty());
         let aliases: Vec<Option<TrustDomain>> = aliases.map(|a| check.value("trust-domain-alias", a)).collect();
@@ -262,6 +307,11 @@ impl ServeArgs {
                 None
             }
         };
+        let serving_names = match (&source, &self.serving_names[..]) {
+            (Some(Source::Kubernetes), []) => names_of_service(&self.namespace, &self.cluster_domain),
+            (Some(Source::Dir(_)) | None, []) => ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into(),
+            (_, given) => given.to_owned(),
+        };
         for name in &self.serving_names {
             if name.parse::<IpAddr>().is_err() && name.parse::<Hostname>().is_err() {
                 check.mistake("serving-name", format_args!("{name:?} is neither an address nor a DNS name"));
@@ -269,6 +319,8 @@ impl ServeArgs {
         }
         let max_certificate_ttl = check.seconds("max-certificate-ttl", &self.max_certificate_ttl);
         let admin = check.value("admin", &self.admin);
+        let has_readiness = !self.readiness.is_empty();
+        let readiness = has_readiness.then(|| check.value("readiness", &self.readiness)).flatten();
         let log_format = check.value("log-format", &self.log_format);
         let mesh = || {
             Some(Mesh {
@@ -285,12 +337,15 @@ impl ServeArgs {
             Some(Serve {
                 source: source?,
                 listen: listen?,
-                data_dir: data_dir?,
+                data_dir,
+                namespace: self.namespace,
+                trusted_node_accounts: accounts.into_iter().collect::<Option<Vec<_>>>()?,
                 mesh: mesh()?,
-                serving_names: self.serving_names,
+                serving_names,
                 authority,
                 max_certificate_ttl: max_certificate_ttl?,
                 admin: admin?,
+                readiness,
                 log_format: log_format?,
                 log_filter: self.log_filter,
             })
@@ -300,6 +355,11 @@ impl ServeArgs {
             false => Err(check.mistakes),
         }
     }
+}
+
+fn names_of_service(namespace: &str, cluster_domain: &str) -> Vec<String> {
+    let service = format!("{SERVICE}.{namespace}");
+    vec![format!("{service}.svc"), format!("{service}.svc.{cluster_domain}"), service, "localhost".to_owned()]
 }
 
 impl TokenArgs {
@@ -341,9 +401,25 @@ mod tests {
     }
 
     #[test]
+    fn a_cluster_keeps_the_keys_and_knows_its_nodes() {
+        let Ok(Command::Serve(serve)) = run("--source kubernetes") else { panic!() };
+        assert_eq!((serve.source, serve.data_dir, &*serve.namespace), (Source::Kubernetes, None, "istio-system"));
+        assert_eq!(serve.trusted_node_accounts, ["istio-system/ztunnel".parse().unwrap()]);
+        let flags = "--source kubernetes --namespace mesh --trusted-node-account mesh/proxy,mesh/other";
+        let Ok(Command::Serve(serve)) = run(flags) else { panic!() };
+        assert_eq!((serve.trusted_node_accounts.len(), &*serve.namespace), (2, "mesh"));
+        let names = ["istiod.mesh.svc", "istiod.mesh.svc.cluster.local", "istiod.mesh", "localhost"];
+        assert_eq!(serve.serving_names, names);
+        let Ok(Command::Serve(serve)) = run("--source kubernetes --serving-name a.b") else { panic!() };
+        assert_eq!(serve.serving_names, ["a.b"]);
+        assert_eq!(mistakes("--source kubernetes --namespace a/b --trusted-node-account proxy").len(), 2);
+        assert_eq!(mistakes("--source kubernetes --trusted-node-account=").len(), 1);
+    }
+
+    #[test]
     fn every_mistake_is_told_at_once() {
         let line = "--source /m --listen nowhere --trust-domain A --cluster a/b --ca-key k --serving-name a/b --max-certificate-ttl 0 \
-                    --admin :1 --log-format xml";
+                    --admin :1 --readiness 8080 --log-format xml";
         let flags: Vec<_> = mistakes(line).into_iter().map(|m| m.split_once(':').unwrap().0.to_owned()).collect();
         let expected = [
             "source",
@@ -355,6 +431,7 @@ mod tests {
             "serving-name",
             "max-certificate-ttl",
             "admin",
+            "readiness",
             "log-format",
         ];
         assert_eq!(flags, expected.map(|f| format!("--{f}")));

@@ -8,7 +8,7 @@ use http::StatusCode;
 use loam_api::discovery::DeltaDiscoveryResponse;
 use loam_api::rpc;
 use loam_core::dump::Dump;
-use loam_rt::admin::{Response, Routes};
+use loam_rt::admin::{Callers, Response, Routes, Server};
 use loam_rt::metrics::Registry;
 use loam_rt::ready::Ready;
 use loam_rt::telemetry::Filter;
@@ -123,20 +123,13 @@ pub fn metrics(view: &View, clients: &Clients) -> Registry {
     registry
 }
 
-/// The routes of the admin server.
-pub fn routes(view: &View, published: &Published, clients: &Clients, ready: &Ready, filter: Option<&Filter>) -> Routes {
+/// The admin server: metrics, readiness and version for everybody, the rest for whoever is on the machine.
+pub fn admin(view: &View, published: &Published, clients: &Clients, ready: &Ready, filter: Option<&Filter>) -> Server {
     let (problems, policies, published) = (view.problems.clone(), view.policies.clone(), published.clone());
     let nodes = clients.clone();
-    let is_ready = ready.clone();
-    let routes = Routes::default()
-        .metrics(&metrics(view, clients))
-        .ready(ready)
-        .get("/ready", "whether it serves", move |_| {
-            let pending = is_ready.pending();
-            let status = if pending.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-            std::future::ready(Response::text(status, pending))
-        })
+    let routes = probe(Routes::default().metrics(&metrics(view, clients)).ready(ready), ready)
         .get("/version", "the version", |_| std::future::ready(Response::text(StatusCode::OK, format!("{VERSION}\n"))))
+        .open()
         .dump("/debug/problems", "what is wrong with the manifests", move |_| {
             let all = problems.borrow().clone();
             Response::json(&&*all)
@@ -149,9 +142,23 @@ pub fn routes(view: &View, published: &Published, clients: &Clients, ready: &Rea
             Response::json(&Dump::of(&published.snapshot()))
         })
         .dump("/debug/nodes", "proxies that are connected", move |_| Response::json(&nodes.with(|n| n.clone())));
-    match filter {
+    let routes = match filter {
         Some(filter) => routes.logging(filter),
         None => routes,
-    }
-    .index("loam-controller")
+    };
+    Server::new(routes.index("loam-controller")).callers(Callers::Machine)
+}
+
+/// Readiness alone, for probes.
+pub fn readiness(ready: &Ready) -> Server {
+    Server::new(probe(Routes::default(), ready)).callers(Callers::Any)
+}
+
+fn probe(routes: Routes, ready: &Ready) -> Routes {
+    let ready = ready.clone();
+    routes.get("/ready", "whether it serves", move |_| {
+        let pending = ready.pending();
+        let status = if pending.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        std::future::ready(Response::text(status, pending))
+    })
 }

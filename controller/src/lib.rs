@@ -1,12 +1,40 @@
 //! The controller: reads what is declared, compiles what proxies may know, and serves it with the certificates.
+//!
+//! With the source `kubernetes` its service account needs these rules, and no others.
+//!
+//! In the whole cluster:
+//!
+//! | apiGroups | resources | verbs |
+//! |---|---|---|
+//! | `""` | namespaces, nodes, pods, services | list, watch |
+//! | `discovery.k8s.io` | endpointslices | list, watch |
+//! | `security.istio.io` | authorizationpolicies, peerauthentications | list, watch |
+//! | `networking.istio.io` | serviceentries, sidecars, workloadentries | list, watch |
+//! | `authentication.k8s.io` | tokenreviews | create |
+//! | `""` | configmaps | create |
+//! | `""` | configmaps, by name `istio-ca-root-cert` | get, update |
+//!
+//! In its own namespace:
+//!
+//! | apiGroups | resources | verbs |
+//! |---|---|---|
+//! | `""` | secrets | create |
+//! | `""` | secrets, by name `cacerts` and `istio-ca-secret` | get |
+//! | `coordination.k8s.io` | leases | create |
+//! | `coordination.k8s.io` | leases, by name `loam-controller-leader` | get, update |
 
+#[cfg(test)]
+mod apiserver;
 pub mod app;
 pub mod ca;
 pub mod config;
 pub mod debug;
 pub mod index;
+pub mod leader;
 pub mod owner;
 pub mod policy;
 pub mod publish;
 pub mod resource;
+pub mod roots;
 pub mod serve;
+pub mod updates;

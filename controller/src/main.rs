@@ -32,7 +32,14 @@ fn main() -> ExitCode {
 #[tokio::main]
 async fn serve(config: Serve, telemetry: &Telemetry) -> anyhow::Result<()> {
     let mut shutdown = Shutdown::on_signals()?;
-    let mut running = app::start(config, Some(telemetry.filter())).await?;
+    let mut running = tokio::select! {
+        running = app::start(config, Some(telemetry.filter())) => running?,
+        // An API server that does not answer may keep it waiting.
+        cause = shutdown.asked() => {
+            tracing::info!(?cause, "controller ends before it serves");
+            return Ok(());
+        }
+    };
     tokio::select! {
         cause = shutdown.asked() => tracing::info!(?cause, "controller ends"),
         error = running.failed() => return Err(error),

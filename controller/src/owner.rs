@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use loam_manifest::{Manifests, Severity, Update};
+use loam_manifest::{Severity, Update};
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::index::{Compiled, Index, Mesh, Residents};
+use crate::index::{self, Compiled, Index, Mesh, Residents};
 use crate::policy::status::Status;
 use crate::publish::Published;
+use crate::updates::Updates;
 
 /// Problems that are logged at one moment; all of them are shown by `/debug/problems`.
 const MAX_LOGGED: usize = 100;
@@ -110,15 +111,19 @@ impl Owner {
 
     /// Takes in all that there is to begin with. Nothing is published before it is complete: half a mesh would look
     /// like one in which the other half is gone. Returns false when the source has ended.
-    pub async fn begin(&mut self, manifests: &mut Manifests) -> bool {
+    pub async fn begin(&mut self, updates: &mut Updates) -> bool {
         let (started, mut objects) = (Instant::now(), 0);
-        while let Some(update) = manifests.next().await {
+        while let Some(update) = updates.next().await {
             objects += update.changes.len();
-            let complete = update.complete;
+            let (complete, told) = (update.complete, update.problems.is_some());
             self.take(update);
             if complete {
                 self.finish(started, objects);
                 return true;
+            }
+            if told {
+                // Whoever waits may see for what. What is wrong with half a mesh nobody knows.
+                self.tell_problems(Vec::new());
             }
         }
         false
@@ -140,12 +145,12 @@ impl Owner {
     }
 
     /// Follows the source until it ends.
-    pub async fn follow(mut self, mut manifests: Manifests) {
+    pub async fn follow(mut self, mut updates: Updates) {
         loop {
             let due = self.due;
             let pause = async { tokio::time::sleep_until(due.unwrap_or_else(Instant::now)).await };
             tokio::select! {
-                update = manifests.next() => match update {
+                update = updates.next() => match update {
                     Some(update) => self.update(update),
                     None => return,
                 },
@@ -174,14 +179,18 @@ impl Owner {
             count.store(value, Ordering::Relaxed);
         }
         let millis = started.elapsed().as_millis();
-        if objects > 0 {
+        if changed > 0 {
             tracing::info!(objects, resources, changed, pods, services, slices, millis, "manifests applied");
+        } else if objects > 0 {
+            // A cluster tells much that is of no consequence here.
+            tracing::debug!(objects, resources, "manifests changed nothing");
         }
         self.policies.send_replace(self.index.policies());
-        self.tell_problems();
+        let of_index = self.index.problems();
+        self.tell_problems(of_index);
     }
 
-    fn tell_problems(&mut self) {
+    fn tell_problems(&mut self, of_index: Vec<index::Problem>) {
         let of_source = self.of_source.iter().map(|p| Problem {
             severity: p.severity,
             file: Some(p.file.to_string()).filter(|f| !f.is_empty()),
@@ -189,10 +198,10 @@ impl Owner {
             object: p.object.as_ref().map(ToString::to_string),
             message: p.message.clone(),
         });
-        let of_index = self.index.problems().into_iter().map(|p| Problem {
+        let of_index = of_index.into_iter().map(|p| Problem {
             severity: p.severity,
-            file: p.file.map(|file| file.to_string()),
-            line: p.line,
+            file: p.file.map(|file| file.to_string()).filter(|f| !f.is_empty()),
+            line: p.line.filter(|line| *line > 0),
             object: Some(p.object.to_string()),
             message: p.message,
         });

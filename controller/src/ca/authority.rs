@@ -16,6 +16,7 @@ use rcgen::{
 use rustls::pki_types::{CertificateDer, UnixTime};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
+use zeroize::Zeroizing;
 
 use super::files::{self, FileError};
 
@@ -102,7 +103,7 @@ impl Authority {
             if files::read(&cert_path)?.is_some() {
                 return Err(AuthorityError::MissingKey { key: key_path, cert: cert_path });
             }
-            let pem = zeroize::Zeroizing::new(KeyPair::generate()?.serialize_pem());
+            let pem = Zeroizing::new(KeyPair::generate()?.serialize_pem());
             if files::create_secret(&key_path, pem.as_bytes())? {
                 tracing::info!(path = %key_path.display(), "made the key of the certificate authority");
             }
@@ -120,10 +121,22 @@ impl Authority {
 
     /// An authority that the user gives: the certificate with those above it up to the root, and its key.
     pub fn load(cert: &Path, key: &Path, domain: TrustDomain, now: SystemTime) -> Result<Self, AuthorityError> {
-        let key_pair = read_key(key)?;
+        let key_pem = files::read(key)?.ok_or_else(|| AuthorityError::Missing(key.to_owned()))?;
         let pem = files::read(cert)?.ok_or_else(|| AuthorityError::Missing(cert.to_owned()))?;
         let chain = certificates_in_pem(&pem).unwrap_or_default();
-        let (intermediates, roots, not_after) = read_chain(cert, key, &chain, &key_pair, now)?;
+        Self::assemble((cert, &chain), (key, &key_pem), domain, now)
+    }
+
+    /// An authority of certificates, from its own up to the root, and its key in PEM. The paths say where they are
+    /// from.
+    pub(super) fn assemble(
+        (cert, chain): (&Path, &[CertificateDer<'static>]),
+        (key, key_pem): (&Path, &[u8]),
+        domain: TrustDomain,
+        now: SystemTime,
+    ) -> Result<Self, AuthorityError> {
+        let key_pair = key_of(key, key_pem)?;
+        let (intermediates, roots, not_after) = read_chain(cert, key, chain, &key_pair, now)?;
         let issuer = Issuer::from_ca_cert_der(&chain[0], key_pair)?;
         let authority = Self { domain, issuer, intermediates, roots, not_after, max_ttl: MAX_TTL };
         authority.prove(now)?;
@@ -282,8 +295,19 @@ fn read_chain(
 
 fn read_key(path: &Path) -> Result<KeyPair, AuthorityError> {
     let pem = files::read(path)?.ok_or_else(|| AuthorityError::Missing(path.to_owned()))?;
-    let text = std::str::from_utf8(&pem).map_err(|_| AuthorityError::BadKey(path.to_owned()))?;
+    key_of(path, &pem)
+}
+
+fn key_of(path: &Path, pem: &[u8]) -> Result<KeyPair, AuthorityError> {
+    let text = std::str::from_utf8(pem).map_err(|_| AuthorityError::BadKey(path.to_owned()))?;
     KeyPair::from_pem(text).map_err(|_| AuthorityError::BadKey(path.to_owned()))
+}
+
+/// A new root and its key, in PEM.
+pub(super) fn new_root(domain: &TrustDomain, now: SystemTime) -> Result<(String, Zeroizing<String>), AuthorityError> {
+    let key = KeyPair::generate()?;
+    let pem = Zeroizing::new(key.serialize_pem());
+    Ok((root(&key, domain, now)?, pem))
 }
 
 /// A self-signed root for `key`.

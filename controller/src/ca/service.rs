@@ -1,5 +1,6 @@
 //! The CA as nodes call it.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -31,8 +32,20 @@ pub struct Caller {
     pub node: String,
 }
 
-/// Finds out who calls; the text of an error is for the log only.
-pub type Authenticate = Arc<dyn Fn(&MetadataMap) -> Result<Caller, String> + Send + Sync>;
+/// Why nobody knows who calls; the texts are for the log only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refused {
+    /// It did not prove itself.
+    Stranger(String),
+    /// It could not be found out now.
+    Unavailable(String),
+}
+
+/// Who calls, once it is found out.
+pub type Authenticating = Pin<Box<dyn Future<Output = Result<Caller, Refused>> + Send>>;
+
+/// Finds out who calls.
+pub type Authenticate = Arc<dyn Fn(&MetadataMap) -> Authenticating + Send + Sync>;
 
 /// Who may be whom.
 pub trait Entitled: Send + Sync + 'static {
@@ -54,6 +67,8 @@ pub struct CaService<E> {
 enum Denial {
     #[error("not authenticated: {0}")]
     Unauthenticated(String),
+    #[error("not authenticated yet: {0}")]
+    Unavailable(String),
     #[error("too many requests")]
     TooMany,
     #[error(transparent)]
@@ -80,14 +95,19 @@ impl<E: Entitled> CaService<E> {
 
     fn answer(
         &self,
-        metadata: &MetadataMap,
+        caller: Result<Caller, Refused>,
         request: &IstioCertificateRequest,
         now: SystemTime,
         instant: Instant,
     ) -> Result<IstioCertificateResponse, Status> {
-        let caller = match (self.authenticate)(metadata) {
+        let caller = match caller {
             Ok(caller) => caller,
-            Err(why) => return Err(self.refuse_often(STRANGERS, instant, &Denial::Unauthenticated(why))),
+            Err(Refused::Stranger(why)) => {
+                return Err(self.refuse_often(STRANGERS, instant, &Denial::Unauthenticated(why)));
+            }
+            Err(Refused::Unavailable(why)) => {
+                return Err(self.refuse_often(STRANGERS, instant, &Denial::Unavailable(why)));
+            }
         };
         if let Admission::Refused { logged } = self.limits.admit(&caller.node, instant) {
             return Err(if logged { status(&Denial::TooMany) } else { refuse(&caller.node, &Denial::TooMany) });
@@ -133,7 +153,8 @@ impl<E: Entitled> IstioCertificateService for CaService<E> {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let answer = self.answer(request.metadata(), request.get_ref(), SystemTime::now(), Instant::now());
+        let caller = (self.authenticate)(request.metadata()).await;
+        let answer = self.answer(caller, request.get_ref(), SystemTime::now(), Instant::now());
         answer.map(Response::new)
     }
 }
@@ -158,6 +179,7 @@ fn refuse(node: &str, denial: &Denial) -> Status {
 fn status(denial: &Denial) -> Status {
     match denial {
         Denial::Unauthenticated(_) => Status::unauthenticated("not authenticated"),
+        Denial::Unavailable(_) => Status::unavailable("cannot authenticate now"),
         Denial::TooMany => Status::resource_exhausted("too many requests"),
         Denial::Csr(_) | Denial::NoIdentity | Denial::BadIdentity(_) | Denial::KeyReused(_) => {
             Status::invalid_argument("invalid request")

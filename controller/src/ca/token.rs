@@ -15,7 +15,7 @@ use tonic::metadata::MetadataMap;
 use zeroize::Zeroizing;
 
 use super::files::{self, FileError};
-use super::service::{Authenticate, Caller};
+use super::service::{Authenticate, Caller, Refused};
 
 /// What every token is for, as in Istio.
 pub const AUDIENCE: &str = "istio-ca";
@@ -133,15 +133,15 @@ impl Tokens {
 
     /// The node that calls, by the bearer token of its request.
     pub fn caller(&self, metadata: &MetadataMap, now: SystemTime) -> Result<Caller, TokenError> {
-        let header = metadata.get("authorization").ok_or(TokenError::Missing)?;
-        let header = header.to_str().map_err(|_| TokenError::Malformed)?;
-        let token = header.strip_prefix("Bearer ").ok_or(TokenError::Missing)?;
-        self.verify(token.trim(), now).map(|node| Caller { node })
+        self.verify(bearer(metadata)?, now).map(|node| Caller { node })
     }
 
     /// As the CA and the configuration server ask for it.
     pub fn authenticate(self: Arc<Self>) -> Authenticate {
-        Arc::new(move |metadata| self.caller(metadata, SystemTime::now()).map_err(|e| e.to_string()))
+        Arc::new(move |metadata| {
+            let caller = self.caller(metadata, SystemTime::now());
+            Box::pin(std::future::ready(caller.map_err(|e| Refused::Stranger(e.to_string()))))
+        })
     }
 }
 
@@ -149,6 +149,13 @@ impl fmt::Debug for Tokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Tokens(..)")
     }
+}
+
+/// The token that a request brings.
+pub(super) fn bearer(metadata: &MetadataMap) -> Result<&str, TokenError> {
+    let header = metadata.get("authorization").ok_or(TokenError::Missing)?;
+    let header = header.to_str().map_err(|_| TokenError::Malformed)?;
+    header.strip_prefix("Bearer ").map(str::trim).ok_or(TokenError::Missing)
 }
 
 fn seconds(time: SystemTime) -> u64 {

@@ -16,15 +16,21 @@ pub const WAYPOINT_ACCEPTED: &str = "WaypointAccepted";
 pub struct Status {
     /// Its kind, namespace and name.
     pub object: String,
-    /// Where it is written.
+    /// Where it is written; empty for one of an API server.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub file: String,
-    /// The line of it.
+    /// The line of it; 0 for one of an API server.
+    #[serde(skip_serializing_if = "is_nowhere")]
     pub line: u32,
     /// What can be said in a word each.
     pub conditions: Vec<Condition>,
     /// What became of its rules.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<RuleStatus>,
+}
+
+fn is_nowhere(line: &u32) -> bool {
+    *line == 0
 }
 
 /// One thing that is so or is not, as Kubernetes writes it.

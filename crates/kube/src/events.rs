@@ -1,13 +1,19 @@
-//! What a watch says, one event a line.
+//! What a watch says, one event a line, and what other answers say as a whole.
 
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Limited};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
 use kube::client::Body;
 use kube::core::WatchEvent;
 use loam_manifest::Kind;
+use loam_rt::explain;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::resource::plural;
 use crate::trouble::Trouble;
+
+/// Largest answer to a list: a page of objects of a size that nobody sees in practice.
+const MAX_ANSWER_BYTES: usize = 128 << 20;
 
 /// Longest event: several times the largest object that an API server keeps.
 const MAX_EVENT_BYTES: usize = 8 << 20;
@@ -30,8 +36,7 @@ impl Events {
             return Ok(events);
         }
         while events.more().await? {}
-        let status = serde_json::from_slice::<Status>(&events.read).ok().and_then(|status| status.message);
-        Err(Trouble::of_status("watch", kind, code.as_u16(), status.as_deref().unwrap_or("it does not say why")))
+        Err(refused("watch", kind, code, &events.read))
     }
 
     /// The next event; `None` when the watch has ended. Nothing is lost when the wait is given up.
@@ -71,8 +76,25 @@ impl Events {
     }
 
     fn failed(&self, why: &str) -> Trouble {
-        Trouble::Failed(format!("watch {}: {why}", self.kind))
+        Trouble::Failed(format!("watch {}: {why}", plural(self.kind)))
     }
+}
+
+/// What an answer to a list says; a refusal is a trouble.
+pub(crate) async fn whole<T: DeserializeOwned>(kind: Kind, answer: http::Response<Body>) -> Result<T, Trouble> {
+    let code = answer.status();
+    let failed = |why: String| Trouble::Failed(format!("list {}: {why}", plural(kind)));
+    let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
+    let body = body.map_err(|e| failed(explain(&*e)))?.to_bytes();
+    match code.is_success() {
+        true => serde_json::from_slice(&body).map_err(|e| failed(format!("the answer cannot be read: {e}"))),
+        false => Err(refused("list", kind, code, &body)),
+    }
+}
+
+fn refused(verb: &str, kind: Kind, code: http::StatusCode, body: &[u8]) -> Trouble {
+    let message = serde_json::from_slice::<Status>(body).ok().and_then(|status| status.message);
+    Trouble::of_status(verb, kind, code.as_u16(), message.as_deref().unwrap_or("it does not say why"))
 }
 
 #[cfg(test)]

@@ -14,9 +14,9 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use crate::events::Events;
+use crate::events::{Events, whole};
 use crate::known::Known;
-use crate::resource::{Selection, escaped, optional, path};
+use crate::resource::{Selection, escaped, optional, path, plural};
 use crate::trouble::Trouble;
 
 /// Longest wait after the first failure.
@@ -61,8 +61,10 @@ pub(crate) enum News {
     Changed(Change),
     /// An object cannot be understood; its last good version stays in force.
     Flawed(Key, String),
-    /// The list is complete, or the server does not know the kind.
+    /// The list is complete.
     Complete(Kind),
+    /// The server does not know the kind, and so there are no objects of it.
+    Absent(Kind),
     /// What keeps it from being up to date, or that nothing does.
     Trouble(Kind, Option<String>),
 }
@@ -176,7 +178,8 @@ impl Follower {
                     for key in self.known.end() {
                         self.gone(key).await?;
                     }
-                    self.complete().await?;
+                    self.well().await?;
+                    self.news.send(News::Complete(self.selection.kind)).await.map_err(Unheard::from)?;
                     return Ok(version);
                 }
             }
@@ -189,17 +192,18 @@ impl Follower {
         if !next.is_empty() {
             uri += &format!("&continue={}", escaped(next));
         }
-        let request = self.request(uri).map_err(|e| Trouble::Failed(format!("list {kind}: {e}")))?;
-        let answered = timeout(PAGE_DEADLINE, self.client.request::<Page>(request)).await;
-        let answered = answered.map_err(|_| Trouble::late("list", kind, PAGE_DEADLINE))?;
-        answered.map_err(|e| Trouble::of("list", kind, &e))
+        let asked = async { whole(kind, self.send("list", uri).await?).await };
+        timeout(PAGE_DEADLINE, asked).await.map_err(|_| Trouble::late("list", kind, PAGE_DEADLINE))?
     }
 
-    fn request(&self, mut uri: String) -> Result<Request<Vec<u8>>, http::Error> {
+    async fn send(&self, verb: &str, mut uri: String) -> Result<http::Response<Body>, Trouble> {
+        let kind = self.selection.kind;
         if let Some(fields) = &self.selection.fields {
             uri += &format!("&fieldSelector={}", escaped(fields));
         }
-        Request::get(uri).body(Vec::new())
+        let request = Request::get(uri).body(Body::empty());
+        let request = request.map_err(|e| Trouble::Failed(format!("{verb} {}: {e}", plural(kind))))?;
+        self.client.send(request).await.map_err(|e| Trouble::of(verb, kind, &e))
     }
 
     /// Watches from a version on, until everything must be listed again.
@@ -235,12 +239,8 @@ impl Follower {
             path(kind, api_version),
             escaped(version)
         );
-        let request = self.request(uri).map_err(|e| Trouble::Failed(format!("watch {kind}: {e}")))?;
         let deadline = Instant::now() + WATCH_DEADLINE;
-        let begun = async {
-            let answer = self.client.send(request.map(Body::from)).await;
-            Events::of(kind, answer.map_err(|e| Trouble::of("watch", kind, &e))?).await
-        };
+        let begun = async { Events::of(kind, self.send("watch", uri).await?).await };
         let begun = timeout(HEAD_DEADLINE, begun).await;
         let mut events = begun.map_err(|_| Trouble::late("watch", kind, HEAD_DEADLINE))??;
         self.tell(None).await?;
@@ -295,11 +295,6 @@ impl Follower {
         Ok(self.news.send(News::Changed(Change::Deleted(key))).await?)
     }
 
-    async fn complete(&mut self) -> Result<(), Unheard> {
-        self.well().await?;
-        Ok(self.news.send(News::Complete(self.selection.kind)).await?)
-    }
-
     /// The server does not know the kind, for the `times`th time in a row.
     async fn miss(&mut self, times: u32) -> Result<(), Unheard> {
         if self.known.is_empty() || times >= MISSING {
@@ -307,7 +302,8 @@ impl Follower {
             for key in self.known.end() {
                 self.gone(key).await?;
             }
-            self.complete().await?;
+            self.well().await?;
+            self.news.send(News::Absent(self.selection.kind)).await?;
         }
         sleep(LOOK).await;
         Ok(())
@@ -334,7 +330,7 @@ impl Follower {
         let message = match trouble {
             // Ordinary life: the server remembers some minutes, and ends.
             Trouble::Gone | Trouble::Ended => None,
-            Trouble::Missing => Some(format!("{verb} {kind}: the API server does not know this kind")),
+            Trouble::Missing => Some(format!("{verb} {}: the API server does not know this kind", plural(kind))),
             Trouble::Failed(message) => Some(message),
         };
         if message.is_some() {

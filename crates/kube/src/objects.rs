@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::follow::{News, follow};
-use crate::resource::Selection;
+use crate::resource::{Selection, group, plural};
 
 /// News that may wait to be put together.
 const MAX_NEWS: usize = 256;
@@ -32,7 +32,7 @@ pub struct Objects {
 impl Objects {
     /// Begins to follow objects. What is there at the beginning comes as updates as well, a piece at a time, and the
     /// first that is `complete` says that all of it has come: a server that cannot be asked for one kind holds that
-    /// up, and the log says why.
+    /// up, and the problems say why.
     pub fn stream(client: &Client, selections: impl IntoIterator<Item = Selection>) -> Self {
         let (news, heard) = mpsc::channel(MAX_NEWS);
         let (sender, updates) = mpsc::channel(MAX_UPDATES);
@@ -47,7 +47,8 @@ impl Objects {
         Self { updates, _tasks: tasks }
     }
 
-    /// As [`Self::stream`], and waits for what is there at the beginning. `None` when the source has ended.
+    /// As [`Self::stream`], and waits for what is there at the beginning; the log says why it must. `None` when the
+    /// source has ended.
     pub async fn open(client: &Client, selections: impl IntoIterator<Item = Selection>) -> Option<(State, Self)> {
         let mut objects = Self::stream(client, selections);
         let mut begun: HashMap<Key, Object> = HashMap::new();
@@ -60,7 +61,12 @@ impl Objects {
                     Change::Deleted(key) => drop(begun.remove(&key)),
                 }
             }
-            state.problems = update.problems.unwrap_or(state.problems);
+            if let Some(problems) = update.problems {
+                for problem in problems.iter().filter(|p| !state.problems.contains(p)) {
+                    tracing::warn!(%problem, "objects of the API server");
+                }
+                state.problems = problems;
+            }
             if update.complete {
                 state.objects = begun.into_values().collect();
                 state.objects.sort_by_cached_key(Object::key);
@@ -83,6 +89,8 @@ struct Gathered {
     /// The last change of each object.
     changes: HashMap<Key, Change>,
     troubles: BTreeMap<Kind, String>,
+    /// Kinds that the server does not know.
+    absent: BTreeSet<Kind>,
     flawed: BTreeMap<Key, String>,
     /// Whether problems are others than those told.
     problems: bool,
@@ -107,27 +115,29 @@ impl Gathered {
                     self.problems = true;
                 }
             }
-            News::Complete(kind) => drop(self.missing.remove(&kind)),
+            News::Complete(kind) => {
+                self.missing.remove(&kind);
+                self.problems |= self.absent.remove(&kind);
+            }
+            News::Absent(kind) => {
+                self.missing.remove(&kind);
+                self.problems |= self.absent.insert(kind);
+            }
             News::Trouble(kind, trouble) => {
                 self.problems = true;
                 match trouble {
-                    Some(why) => {
-                        if !self.begun {
-                            tracing::warn!(why, "the API server is waited for");
-                        }
-                        self.troubles.insert(kind, why);
-                    }
+                    Some(why) => drop(self.troubles.insert(kind, why)),
                     None => drop(self.troubles.remove(&kind)),
                 }
             }
         }
     }
 
-    /// Whether there is something to tell: at the beginning a piece, later anything.
+    /// Whether there is something to tell: at the beginning problems or a piece, later anything.
     fn is_due(&self) -> bool {
         match self.begun {
             true => self.problems || !self.changes.is_empty(),
-            false => self.missing.is_empty() || self.changes.len() >= PIECE,
+            false => self.problems || self.missing.is_empty() || self.changes.len() >= PIECE,
         }
     }
 
@@ -147,12 +157,22 @@ impl Gathered {
     }
 
     fn list_problems(&self) -> Vec<Problem> {
-        let of = |message: &str| Problem::new(Severity::Error, &"".into(), None, message);
-        let troubles = self.troubles.values().map(|why| of(&format!("{why}; what was last read stays in force")));
+        let of = |severity, message: &str| Problem::new(severity, &"".into(), None, message);
+        let done = match self.begun {
+            true => "what was last read stays in force",
+            false => "the API server is waited for",
+        };
+        let troubles = self.troubles.values().map(|why| of(Severity::Error, &format!("{done}: {why}")));
         let flawed = self.flawed.iter().map(|(key, why)| {
-            of(&format!("cannot be read, and its last good version stays in force: {why}")).about(key.clone())
+            let message = format!("cannot be read, and its last good version stays in force: {why}");
+            of(Severity::Error, &message).about(key.clone())
         });
-        troubles.chain(flawed).collect()
+        let absent = self.absent.iter().map(|kind| {
+            let crd = format!("{}.{}", plural(*kind), group(*kind));
+            let message = format!("the API server has no CRD {crd}, and so there is no {kind}; it is looked for");
+            of(Severity::Note, &message)
+        });
+        troubles.chain(flawed).chain(absent).collect()
     }
 }
 

@@ -194,8 +194,17 @@ async fn the_beginning_waits_for_a_kind_that_may_not_be_listed() {
     let server = Server::default();
     server.answer("/api/v1/services", Reply::Status(403, "services is forbidden"));
     let mut objects = follow(&server, &[Kind::Pod, Kind::Service]);
-    let half = timeout(Duration::from_secs(300), async { while !objects.next().await.unwrap().complete {} });
-    assert!(half.await.is_err(), "half a mesh is no beginning");
+    let mut told = Vec::new();
+    let half = timeout(Duration::from_secs(300), async {
+        loop {
+            let update = objects.next().await.unwrap();
+            assert!(!update.complete, "half a mesh is no beginning");
+            told.extend(update.problems.into_iter().flatten().map(|problem| problem.message));
+        }
+    });
+    assert!(half.await.is_err(), "the source goes on");
+    let [why] = &told[..] else { panic!("{told:?}") };
+    assert!(why.starts_with("the API server is waited for: list services: forbidden"), "{why}");
     server.answer("/api/v1/services", Reply::Honest);
     begin(&mut objects).await;
 }
@@ -219,6 +228,8 @@ async fn a_refusal_names_the_verb_the_resource_and_the_missing_rule() {
 async fn a_kind_that_comes_later_is_picked_up_in_the_version_that_there_is() {
     let server = Server::default();
     let mut objects = follow(&server, &[Kind::ServiceEntry]);
+    let told = problems(&mut objects).await;
+    assert!(told[0].contains("has no CRD serviceentries.networking.istio.io"), "{told:?}");
     assert!(begin(&mut objects).await.is_empty());
     let path = "/apis/networking.istio.io/v1beta1/serviceentries";
     server.know(path);

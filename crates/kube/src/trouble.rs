@@ -21,14 +21,12 @@ pub(crate) enum Trouble {
 }
 
 impl Trouble {
+    /// There was no answer.
     pub(crate) fn of(verb: &str, kind: Kind, error: &kube::Error) -> Self {
-        let what = plural(kind);
-        match error {
-            kube::Error::Api(status) => Self::of_status(verb, kind, status.code, &status.message),
-            other => Self::Failed(format!("{verb} {what}: {}", explain(other))),
-        }
+        Self::Failed(format!("{verb} {}: {}", plural(kind), explain(error)))
     }
 
+    /// The answer was no.
     pub(crate) fn of_status(verb: &str, kind: Kind, code: u16, message: &str) -> Self {
         let what = plural(kind);
         match code {

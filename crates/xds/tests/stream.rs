@@ -34,9 +34,12 @@ impl World {
     fn observed(store: Arc<Store>, token: &'static str, observer: impl Observer) -> Self {
         let ads = Ads::new(
             [(T, store)],
-            |metadata: &MetadataMap| match metadata.get("authorization") {
-                Some(value) if value == "Bearer good" => Ok("node".to_owned()),
-                _ => Err(Status::unauthenticated("no token of ours")),
+            |metadata: &MetadataMap| {
+                let caller = match metadata.get("authorization") {
+                    Some(value) if value == "Bearer good" => Ok("node".to_owned()),
+                    _ => Err(Status::unauthenticated("no token of ours")),
+                };
+                Box::pin(std::future::ready(caller))
             },
             observer,
         );

@@ -18,7 +18,7 @@ use loam_controller::serve;
 use loam_core::ids::{Identity, ServiceKey, TrustDomain, WorkloadUid};
 use loam_core::service::{AppProtocol, Port, Service, ServiceAddr};
 use loam_core::workload::{ServicePorts, TunnelProtocol, Workload, WorkloadKind};
-use loam_xds::server::{Ads, Quiet};
+use loam_xds::server::{Ads, Authenticating, Quiet};
 use tokio::net::TcpListener;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Server;
@@ -46,7 +46,7 @@ pub(crate) async fn run(listen: SocketAddr, data_dir: &Path, workloads: u32) -> 
     }
     let authority = Arc::new(Authority::open(data_dir, TrustDomain::default(), SystemTime::now())?);
     let tls = Arc::new(authority.serving_config(&[listen.ip().to_string()])?);
-    let anybody = |_: &MetadataMap| Ok("bench".to_owned());
+    let anybody = |_: &MetadataMap| -> Authenticating { Box::pin(std::future::ready(Ok("bench".to_owned()))) };
     let router = Server::builder()
         .add_service(Ads::new(published.stores(), anybody, Quiet).into_server())
         .add_service(IstioCertificateServiceServer::new(Signer(authority)));

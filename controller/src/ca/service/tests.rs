@@ -42,26 +42,27 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let scratch = Scratch::new();
-        let authenticate: Authenticate = Arc::new(|metadata| match metadata.get("node").map(|node| node.to_str()) {
-            Some(Ok(node)) => Ok(Caller { node: node.to_owned() }),
-            _ => Err("there is no token".into()),
+        let authenticate: Authenticate = Arc::new(|metadata| {
+            let node = metadata.get("node").and_then(|node| node.to_str().ok());
+            Box::pin(std::future::ready(caller(node)))
         });
         let service = CaService::new(Arc::new(scratch.authority()), authenticate, Plan);
         Self { service, now: (SystemTime::now(), Instant::now()), _scratch: scratch }
     }
 
     fn ask(&self, node: Option<&str>, request: &IstioCertificateRequest) -> Result<IstioCertificateResponse, Status> {
-        let mut metadata = MetadataMap::new();
-        if let Some(node) = node {
-            metadata.insert("node", node.parse().unwrap());
-        }
-        self.service.answer(&metadata, request, self.now.0, self.now.1)
+        self.service.answer(caller(node), request, self.now.0, self.now.1)
     }
 
     fn refused(&self, request: &IstioCertificateRequest) -> (Code, String) {
         let status = self.ask(Some("node-1"), request).expect_err("the request was granted");
         (status.code(), status.message().to_owned())
     }
+}
+
+fn caller(node: Option<&str>) -> Result<Caller, Refused> {
+    let caller = node.map(|node| Caller { node: node.to_owned() });
+    caller.ok_or_else(|| Refused::Stranger("there is no token".into()))
 }
 
 fn text(value: &str) -> Value {
@@ -118,6 +119,15 @@ fn a_caller_that_is_not_known_learns_nothing() {
         let status = bench.ask(None, &request).unwrap_err();
         assert_eq!((status.code(), status.message()), (Code::Unauthenticated, "not authenticated"));
     }
+}
+
+#[test]
+fn a_caller_that_cannot_be_known_now_may_try_again() {
+    let bench = Bench::new();
+    let refused = Err(Refused::Unavailable("the API server is down".into()));
+    let status = bench.service.answer(refused, &request(WEB), bench.now.0, bench.now.1).unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(!status.message().contains("API"), "{}", status.message());
 }
 
 #[test]

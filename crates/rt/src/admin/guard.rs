@@ -13,6 +13,8 @@ use http::{HeaderMap, HeaderValue, Version};
 pub enum Callers {
     /// Those that name the server by IP address or as localhost and come from no web page of another origin.
     Local,
+    /// As [`Callers::Local`], and only from the machine itself; all for [open](super::Routes::open) routes.
+    Machine,
     /// All: for what changes nothing and hides nothing, such as metrics behind a service name.
     Any,
 }
@@ -20,6 +22,8 @@ pub enum Callers {
 /// Why a request is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refused {
+    #[error("this path is only for callers on the machine itself")]
+    Elsewhere,
     #[error("the Host header is missing or there are several")]
     NoHost,
     #[error("the Host header is neither an IP address nor localhost")]
@@ -29,10 +33,14 @@ pub(super) enum Refused {
 }
 
 impl Callers {
-    pub(super) fn check(self, version: Version, headers: &HeaderMap) -> Result<(), Refused> {
+    /// Whether a request from `peer` for a route is served.
+    pub(super) fn check(self, peer: IpAddr, open: bool, version: Version, headers: &HeaderMap) -> Result<(), Refused> {
         match self {
             Self::Any => Ok(()),
             Self::Local => local(version, headers),
+            Self::Machine if open => Ok(()),
+            Self::Machine if peer.to_canonical().is_loopback() => local(version, headers),
+            Self::Machine => Err(Refused::Elsewhere),
         }
     }
 }
@@ -85,7 +93,19 @@ mod tests {
         for (name, value) in pairs {
             headers.append(*name, value.parse().unwrap());
         }
-        Callers::Local.check(Version::HTTP_11, &headers)
+        Callers::Local.check([10, 0, 0, 9].into(), false, Version::HTTP_11, &headers)
+    }
+
+    #[test]
+    fn what_is_not_open_is_for_the_machine_itself() {
+        let headers = HeaderMap::from_iter([(HOST, HeaderValue::from_static("10.0.0.1:15014"))]);
+        let check = |peer: &str, open| Callers::Machine.check(peer.parse().unwrap(), open, Version::HTTP_11, &headers);
+        for peer in ["127.0.0.1", "::1", "::ffff:127.0.0.1"] {
+            assert_eq!(check(peer, false), Ok(()), "{peer}");
+        }
+        for peer in ["10.0.0.1", "fd00::1", "::ffff:10.0.0.1"] {
+            assert_eq!((check(peer, false), check(peer, true)), (Err(Refused::Elsewhere), Ok(())), "{peer}");
+        }
     }
 
     #[test]

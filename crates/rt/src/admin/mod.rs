@@ -87,6 +87,8 @@ pub struct Routes {
 #[derive(Default)]
 struct Methods {
     about: &'static str,
+    /// For everybody.
+    open: bool,
     get: Option<Route>,
     post: Option<Route>,
 }
@@ -142,6 +144,12 @@ impl Routes {
         A: Future<Output = Response> + Send + 'static,
     {
         self.entry(path, about).post = Some(Route { handler: boxed(handler), dump: false });
+        self
+    }
+
+    /// The routes known so far change nothing and hide nothing: with [`Callers::Machine`] they are for everybody.
+    pub fn open(mut self) -> Self {
+        self.paths.values_mut().for_each(|methods| methods.open = true);
         self
     }
 
@@ -211,6 +219,10 @@ impl Routes {
         let methods = self.paths.entry(path).or_default();
         methods.about = about;
         methods
+    }
+
+    fn is_open(&self, path: &str) -> bool {
+        self.paths.get(path).is_some_and(|methods| methods.open)
     }
 
     fn find(&self, method: &Method, path: &str) -> Result<Route, Missing> {

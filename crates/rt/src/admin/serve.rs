@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,11 +62,11 @@ impl Server {
                 () = &mut end => return,
                 Some(_) = connections.join_next() => {}
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => {
+                    Ok((stream, peer)) => {
                         if let Ok(permit) = Arc::clone(&self.limits.connections).try_acquire_owned() {
                             let server = self.clone();
                             connections.spawn(async move {
-                                server.connection(stream).await;
+                                server.connection(stream, peer.ip()).await;
                                 drop(permit);
                             });
                         }
@@ -79,10 +80,10 @@ impl Server {
         }
     }
 
-    async fn connection(self, stream: TcpStream) {
+    async fn connection(self, stream: TcpStream, peer: IpAddr) {
         let service = service_fn(move |request| {
             let server = self.clone();
-            async move { Ok::<_, Infallible>(server.exchange(request).await) }
+            async move { Ok::<_, Infallible>(server.exchange(request, peer).await) }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -94,8 +95,8 @@ impl Server {
         let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
     }
 
-    async fn exchange(&self, request: http::Request<Incoming>) -> http::Response<Full<Bytes>> {
-        match self.answer(request).await {
+    async fn exchange(&self, request: http::Request<Incoming>, peer: IpAddr) -> http::Response<Full<Bytes>> {
+        match self.answer(request, peer).await {
             Ok(response) => written(response, None),
             Err(Refusal::Method(allowed)) => {
                 let text = format!("this path takes {allowed}\n");
@@ -105,10 +106,10 @@ impl Server {
         }
     }
 
-    async fn answer(&self, request: http::Request<Incoming>) -> Result<Response, Refusal> {
+    async fn answer(&self, request: http::Request<Incoming>, peer: IpAddr) -> Result<Response, Refusal> {
         let (head, body) = request.into_parts();
         self.callers
-            .check(head.version, &head.headers)
+            .check(peer, self.routes.is_open(head.uri.path()), head.version, &head.headers)
             .map_err(|refused| Refusal::Other(StatusCode::FORBIDDEN, refused.to_string()))?;
         let route = self.routes.find(&head.method, head.uri.path()).map_err(|missing| match missing {
             Missing::Path => Refusal::Other(StatusCode::NOT_FOUND, "there is nothing here; see /".into()),

@@ -83,6 +83,17 @@ async fn a_host_name_is_refused_unless_anyone_may_call() {
 }
 
 #[tokio::test]
+async fn only_open_routes_serve_all_who_are_elsewhere() {
+    let routes = Routes::default().get("/metrics", "open", |_| async { ok("1") }).open();
+    let routes = routes.get("/debug", "not open", |_| async { ok("2") });
+    let served = Served::new(Server::new(routes).callers(Callers::Machine)).await;
+    let by_name = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: istiod\r\nconnection: close\r\n\r\n");
+    assert_eq!(served.raw(by_name("/metrics").as_bytes()).await.0, 200);
+    assert_eq!(served.raw(by_name("/debug").as_bytes()).await.0, 403);
+    assert_eq!(served.ask("GET", "/debug").await.0, 200);
+}
+
+#[tokio::test]
 async fn a_large_body_is_refused() {
     let served = Served::new(Server::new(example())).await;
     let post = |size: usize| {

@@ -46,8 +46,11 @@ pub struct Quiet;
 
 impl Observer for Quiet {}
 
+/// The name of a caller, once it is found out, or its refusal.
+pub type Authenticating = Pin<Box<dyn Future<Output = Result<String, Status>> + Send>>;
+
 /// Names the caller from the metadata of its request, or refuses it.
-type Authenticate = Arc<dyn Fn(&MetadataMap) -> Result<String, Status> + Send + Sync>;
+type Authenticate = Arc<dyn Fn(&MetadataMap) -> Authenticating + Send + Sync>;
 
 /// The discovery service over one store per type.
 #[derive(Clone)]
@@ -99,7 +102,7 @@ impl Ads {
     /// Serves `stores` by type URL to whom `authenticate` names.
     pub fn new(
         stores: impl IntoIterator<Item = (&'static str, Arc<Store>)>,
-        authenticate: impl Fn(&MetadataMap) -> Result<String, Status> + Send + Sync + 'static,
+        authenticate: impl Fn(&MetadataMap) -> Authenticating + Send + Sync + 'static,
         observer: impl Observer,
     ) -> Self {
         Self {
@@ -129,7 +132,7 @@ impl AggregatedDiscoveryService for Ads {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Responses>, Status> {
-        let client = Seat::take((self.authenticate)(request.metadata())?, &self.callers)?;
+        let client = Seat::take((self.authenticate)(request.metadata()).await?, &self.callers)?;
         // One response waits while the transport takes another: what is beyond stays in the store.
         let (out, responses) = mpsc::channel(1);
         let session = Session {
