@@ -20,7 +20,7 @@ use crate::cleanup;
 use crate::config::Run;
 use crate::enrol::{self, EnrolError, Enrolled, Kit, PodFacts};
 use crate::keeper_link::{KeeperLink, maintain};
-use crate::netns::Netns;
+use crate::netns::{Netns, sysctl};
 use crate::notices::{Notices, Standing, Writing};
 use crate::pods::discovery::{self, Searched};
 use crate::pods::record::{Record, Records};
@@ -52,6 +52,7 @@ pub async fn run(config: Run) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     std::fs::create_dir_all(&config.run_dir).with_context(|| format!("make {}", config.run_dir.display()))?;
     let _lock = cleanup::lock(&config.run_dir)?;
+    sysctl::unlock()?;
     let records = Records::open(&config.run_dir).context("open the records")?;
     let redirect = Redirect::open(&config.bpffs, &config.cgroup).context("set up the redirect")?;
     let start_ms = begun.elapsed().as_secs_f64() * 1e3;

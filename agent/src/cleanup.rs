@@ -1,25 +1,29 @@
 //! Takes back everything that agents changed on this node.
 
+pub mod everywhere;
+
 use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use loam_node::{AGENT_SOCKET, ZTUNNEL_SOCKET};
 use rustix::fs::{FlockOperation, flock};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::config::Cleanup;
 use crate::enrol::{EnrolError, same, tidy};
-use crate::netns::{NetnsError, sockets};
+use crate::keeper::{self, LOCK_FILE};
+use crate::netns::{NetnsError, sockets, sysctl};
 use crate::pods::record::{Record, Records};
 use crate::{redirect, status};
 
 /// Held by a running agent inside its run directory.
 pub const LOCK: &str = "agent.lock";
 
-/// How often a namespace is looked at while its last connections end.
+/// How often a namespace is looked at while its last connections end, and an agent that is about to end.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Takes the lock of a run directory for as long as the file lives.
@@ -39,14 +43,15 @@ pub fn is_running(run_dir: &Path) -> bool {
 
 /// Detaches all programs, then takes back routes, rules and switches of each pod, then the files.
 pub async fn run(config: &Cleanup) -> Result<()> {
+    sysctl::unlock()?;
     // Without the directory there never was an agent in it.
-    let lock = if config.run_dir.is_dir() { Some(lock(&config.run_dir)?) } else { None };
+    let locks = if config.run_dir.is_dir() { Some(ended(config).await?) } else { None };
     redirect::remove_all(&config.bpffs).context("detach the programs")?;
     if let Some(records) = Records::find(&config.run_dir) {
         take_back(&records, Duration::from_secs(config.wait)).await?;
         records.remove_all().context("remove the records")?;
     }
-    for name in [status::FILE, LOCK] {
+    for name in [status::FILE, LOCK, LOCK_FILE, AGENT_SOCKET, ZTUNNEL_SOCKET] {
         match std::fs::remove_file(config.run_dir.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("remove {name} in {}", config.run_dir.display()));
@@ -54,9 +59,24 @@ pub async fn run(config: &Cleanup) -> Result<()> {
             _ => {}
         }
     }
-    drop(lock);
+    // Whatever else somebody keeps there is not ours, nor is a directory that something is mounted on.
+    let _ = std::fs::remove_dir(&config.run_dir);
+    drop(locks);
     info!("nothing of the agent is left on this node");
     Ok(())
+}
+
+/// Waits for an agent and a keeper that are about to end; gives what keeps others away.
+async fn ended(config: &Cleanup) -> Result<(File, File)> {
+    let deadline = Instant::now() + Duration::from_secs(config.patience);
+    loop {
+        let keeper = keeper::lock(&config.run_dir).map_err(anyhow::Error::from);
+        let locks = keeper.and_then(|keeper| Ok((keeper, lock(&config.run_dir)?)));
+        if locks.is_ok() || Instant::now() >= deadline {
+            return locks.context("stop agent and keeper first");
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
 async fn take_back(records: &Records, wait: Duration) -> Result<()> {

@@ -39,6 +39,10 @@ pub enum Command {
     Status(Status),
     /// Takes everything back that the agent changed on this node. Stop agent and keeper first.
     Cleanup(Cleanup),
+    /// Waits until a DaemonSet that runs `cleanup` on every node is done, and takes back what pods' objects say.
+    AwaitCleanup(AwaitCleanup),
+    /// Does nothing until it is told to end: by running it shows that what came before it in its pod is done.
+    Rest,
 }
 
 /// Settings of `run`.
@@ -100,6 +104,20 @@ pub struct Cleanup {
     /// Seconds to wait for connections through the mesh to end before they are reset.
     #[arg(long, default_value_t = 5)]
     pub wait: u64,
+    /// Seconds to wait for an agent and a keeper that are about to end.
+    #[arg(long, default_value_t = 0)]
+    pub patience: u64,
+}
+
+/// Settings of `await-cleanup`.
+#[derive(Debug, Clone, Args)]
+pub struct AwaitCleanup {
+    /// Namespace of the DaemonSet.
+    #[arg(long)]
+    pub namespace: String,
+    /// Name of the DaemonSet.
+    #[arg(long)]
+    pub daemon_set: String,
 }
 
 #[cfg(test)]

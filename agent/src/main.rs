@@ -29,6 +29,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Run(config) => runtime()?.block_on(app::run(config)),
         Command::Cleanup(config) => runtime()?.block_on(cleanup::run(&config)),
+        Command::AwaitCleanup(config) => runtime()?.block_on(cleanup::everywhere::run(&config)),
+        Command::Rest => runtime()?.block_on(cleanup::everywhere::rest()),
         Command::Keeper(config) => keeper::run(config),
         Command::Status(config) => status::print(&config),
     }

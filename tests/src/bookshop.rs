@@ -1,6 +1,7 @@
 //! The bookshop of `deploy/samples` on a Kubernetes cluster, and its visitors.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -19,10 +20,38 @@ const SETTLE: Duration = Duration::from_secs(120);
 /// Longest visit: the requests take seconds, a busy machine takes longer to start a pod.
 const VISIT: Duration = Duration::from_secs(60);
 
+/// Brings a namespace into the mesh.
+const ENROLMENT: &str = "istio.io/dataplane-mode";
+/// What the agent says of a pod that is captured.
+const CAPTURED: &str = "ambient.istio.io/redirection";
+/// Longest way of all pods into the mesh or out of it.
+const ENROLLED: Duration = Duration::from_secs(60);
+
 /// A deployed shop.
 #[derive(Debug)]
 pub struct Bookshop<'a> {
     kubectl: &'a Kubectl,
+}
+
+/// A pod of the shop.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ShopPod {
+    /// Its name.
+    pub name: String,
+    /// Tells it from another one of the same name.
+    pub uid: String,
+    /// All its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Whether the agent says that it is captured.
+    pub captured: bool,
+}
+
+/// A visitor under way.
+#[derive(Debug)]
+pub struct Visitor<'a> {
+    kubectl: &'a Kubectl,
+    pod: String,
+    seconds: u32,
 }
 
 /// What a visitor saw.
@@ -97,11 +126,45 @@ impl<'a> Bookshop<'a> {
         Ok(containers.filter_map(|c| c["restartCount"].as_u64()).sum())
     }
 
+    /// Its pods, without visitors.
+    pub fn pods(&self) -> Result<Vec<ShopPod>> {
+        let read = |pod: &Value| {
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let addresses = pod["status"]["podIPs"].as_array().into_iter().flatten();
+            ShopPod {
+                name: text(&pod["metadata"]["name"]),
+                uid: text(&pod["metadata"]["uid"]),
+                addresses: addresses.filter_map(|entry| entry["ip"].as_str()?.parse().ok()).collect(),
+                captured: pod["metadata"]["annotations"][CAPTURED] == "enabled",
+            }
+        };
+        let mut pods: Vec<_> = self.objects("pods")?.iter().map(read).collect();
+        pods.retain(|pod| !pod.name.starts_with("visitor"));
+        pods.sort();
+        Ok(pods)
+    }
+
+    /// Brings it into the mesh, or takes it out, and waits until that is true of every pod.
+    pub fn enrol(&self, enrolled: bool) -> Result<()> {
+        let label = if enrolled { format!("{ENROLMENT}=ambient") } else { format!("{ENROLMENT}-") };
+        self.kubectl.run(&["label", "--overwrite", "namespace", NAMESPACE, &label])?;
+        eventually(ENROLLED, || {
+            let pods = self.pods()?;
+            let odd: Vec<_> = pods.iter().filter(|pod| pod.captured != enrolled).map(|pod| &pod.name).collect();
+            ensure!(!pods.is_empty() && odd.is_empty(), "captured should be {enrolled} for {odd:?}");
+            Ok(())
+        })
+    }
+
     /// Sends a visitor to the page from a pod on `node`: `requests` in a second.
     pub fn visit(&self, node: &str, requests: u32) -> Result<Visit> {
+        self.send(node, &format!("productpage.{NAMESPACE}:9080"), requests, 1)?.ended()
+    }
+
+    /// Sends a visitor from a pod on `node` to the page at `address`: `rate` requests a second, for so many seconds.
+    pub fn send(&self, node: &str, address: &str, rate: u32, seconds: u32) -> Result<Visitor<'a>> {
         let name = format!("visitor-{node}");
-        let rate = requests.to_string();
-        let url = format!("http://productpage.{NAMESPACE}:9080/productpage");
+        let url = format!("http://{address}/productpage");
         let pod = json!({
             "apiVersion": "v1",
             "kind": "Pod",
@@ -115,7 +178,7 @@ impl<'a> Bookshop<'a> {
                     "name": "visitor",
                     "image": image()?,
                     "imagePullPolicy": "IfNotPresent",
-                    "args": ["traffic", "--json", "--url", url, "--rate", rate, "--seconds", "1"],
+                    "args": ["traffic", "--json", "--url", url, "--rate", rate.to_string(), "--seconds", seconds.to_string()],
                     "securityContext": {
                         "runAsNonRoot": true, "runAsUser": 65532, "allowPrivilegeEscalation": false,
                         "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
@@ -125,19 +188,7 @@ impl<'a> Bookshop<'a> {
             },
         });
         self.kubectl.apply(&pod.to_string())?;
-        let place = ["--namespace", NAMESPACE];
-        let path = "jsonpath={.status.phase}";
-        let ended = eventually(VISIT, || {
-            let phase = self.kubectl.run(&[&place[..], &["get", "pod", &name, "--output", path]].concat())?;
-            ensure!(["Succeeded", "Failed"].contains(&phase.as_str()), "{name} is {phase}");
-            Ok(())
-        });
-        let log = self.kubectl.run(&[&place[..], &["logs", &name]].concat());
-        self.kubectl.run(&[&place[..], &["delete", "pod", &name]].concat())?;
-        ended?;
-        let log = log?;
-        let Some(line) = log.lines().rfind(|l| l.starts_with('{')) else { bail!("{name} said {log:?}") };
-        serde_json::from_str(line).with_context(|| format!("read {line:?}"))
+        Ok(Visitor { kubectl: self.kubectl, pod: name, seconds })
     }
 
     fn objects(&self, kind: &str) -> Result<Vec<Value>> {
@@ -150,7 +201,38 @@ impl<'a> Bookshop<'a> {
     }
 }
 
+impl Visitor<'_> {
+    /// Waits until it has come.
+    pub fn wait_until_under_way(&self) -> Result<()> {
+        self.wait_for(&["Running", "Succeeded", "Failed"], VISIT)
+    }
+
+    /// Waits until it has left.
+    pub fn ended(self) -> Result<Visit> {
+        let name = &self.pod;
+        let ended = self.wait_for(&["Succeeded", "Failed"], VISIT + Duration::from_secs(self.seconds.into()));
+        let log = self.call(&["logs", name]);
+        self.call(&["delete", "pod", name])?;
+        ended?;
+        let log = log?;
+        let Some(line) = log.lines().rfind(|l| l.starts_with('{')) else { bail!("{name} said {log:?}") };
+        serde_json::from_str(line).with_context(|| format!("read {line:?}"))
+    }
+
+    fn wait_for(&self, phases: &[&str], limit: Duration) -> Result<()> {
+        eventually(limit, || {
+            let phase = self.call(&["get", "pod", &self.pod, "--output", "jsonpath={.status.phase}"])?;
+            ensure!(phases.contains(&phase.as_str()), "{} is {phase}", self.pod);
+            Ok(())
+        })
+    }
+
+    fn call(&self, arguments: &[&str]) -> Result<String> {
+        self.kubectl.run(&[&["--namespace", NAMESPACE], arguments].concat())
+    }
+}
+
 /// The image that the manifests name.
-fn image() -> Result<&'static str> {
+pub fn image() -> Result<&'static str> {
     MANIFESTS.lines().find_map(|l| l.trim().strip_prefix("image: ")).context("the manifests name no image")
 }

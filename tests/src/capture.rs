@@ -1,5 +1,6 @@
 //! The plaintext oracle: a capture of everything that passes a node's end of its pods' links.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -43,7 +44,8 @@ impl Capture {
 }
 
 impl Captured {
-    fn merge(&mut self, other: Self) {
+    /// Adds what another one saw.
+    pub fn merge(&mut self, other: Self) {
         self.packets += other.packets;
         self.dropped += other.dropped;
         for (port, bytes) in other.payload_bytes {
@@ -57,6 +59,14 @@ impl Captured {
         }
         self.http.extend(other.http);
         self.flows.extend(other.flows);
+    }
+
+    /// Packets of readable HTTP from one of `ends` to another, with the first such pair for the eyes.
+    pub fn readable_between(&self, ends: &[IpAddr]) -> (u64, String) {
+        let is_one = |from: &IpAddr, to: &IpAddr| ends.contains(from) && ends.contains(to);
+        let mut found = self.http.iter().filter(|(from, to, _)| is_one(from, to)).peekable();
+        let example = found.peek().map(|(from, to, _)| format!("{from} -> {to}")).unwrap_or_default();
+        (found.map(|(.., packets)| packets).sum(), example)
     }
 
     /// Packets in which payload with this tag was readable.

@@ -2,9 +2,11 @@
 //! kind of their own, with containerd, kubelet and kube-proxy. It has no way out.
 
 mod address;
+mod capture;
 mod certificates;
 mod client;
 mod control_plane;
+mod helm;
 mod node;
 mod seen;
 
@@ -15,8 +17,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
+pub use capture::NodeCaptures;
 pub use certificates::{Order, Wanted};
 pub use client::Kubectl;
+pub use helm::{CHART, Helm};
 pub use node::{Boot, PAUSE_IMAGE, SERVICES, Step, cni_programs};
 pub use seen::{Component, Seen, keep_logs};
 

@@ -16,6 +16,7 @@ pub mod manifests;
 pub mod mesh;
 pub mod metrics;
 pub mod process;
+pub mod release;
 pub mod report;
 pub mod scene;
 pub mod sweep;

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::cluster::Kubectl;
-use crate::{bin, host, lab::Lab};
+use crate::cluster::{Kubectl, Seen};
+use crate::{bin, host, lab::Lab, release};
 
 /// Printed at the start of a line by a test that cannot run on this machine; the runner counts it.
 pub const SKIPPED: &str = "SKIPPED: ";
@@ -61,17 +61,18 @@ pub fn in_lab(test: impl FnOnce(&Lab) -> Result<()>) {
 pub fn on_cluster(test: impl FnOnce(&Kubectl) -> Result<()>) {
     let kubectl = match Kubectl::from_environment() {
         Ok(kubectl) => kubectl,
-        Err(e) => {
-            assert!(std::env::var_os("CI").is_none(), "this test cannot run here: {e:#}");
-            println!("{SKIPPED}{e:#}");
-            return;
-        }
+        Err(e) => return skip(&e),
     };
     let result = catch_unwind(AssertUnwindSafe(|| test(&kubectl)));
     if !matches!(result, Ok(Ok(()))) {
-        for what in [["pods", "--output=wide"], ["events", "--sort-by=.lastTimestamp"]] {
-            let seen = kubectl.run(&[&["get", "--all-namespaces"], &what[..]].concat());
-            println!("{}", seen.unwrap_or_else(|e| format!("{e:#}")));
+        let ours = ["--namespace", release::NAMESPACE, "--selector=app.kubernetes.io/part-of=loam"];
+        let lines = format!("--tail={SHOWN_LINES}");
+        for what in [
+            vec!["get", "--all-namespaces", "pods", "--output=wide"],
+            vec!["get", "--all-namespaces", "events", "--sort-by=.lastTimestamp"],
+            [&ours[..], &["logs", "--all-containers", "--prefix", "--ignore-errors", &lines]].concat(),
+        ] {
+            println!("{}", kubectl.run(&what).unwrap_or_else(|e| format!("{e:#}")));
         }
     }
     match result {
@@ -79,6 +80,24 @@ pub fn on_cluster(test: impl FnOnce(&Kubectl) -> Result<()>) {
         Ok(Err(e)) => panic!("{e:#}"),
         Err(panic) => resume_unwind(panic),
     }
+}
+
+/// Runs `test` on the cluster that `KUBECONFIG` names if it is one of ours, whose nodes can be looked at.
+///
+/// On another one, and without any, the test is skipped aloud, or fails when `CI` is set.
+///
+/// # Panics
+/// When the test fails.
+pub fn on_own_cluster(test: impl FnOnce(&Kubectl, &Seen) -> Result<()>) {
+    match Seen::ours() {
+        Ok(cluster) => on_cluster(|kubectl| test(kubectl, &cluster)),
+        Err(e) => skip(&e),
+    }
+}
+
+fn skip(why: &anyhow::Error) {
+    assert!(std::env::var_os("CI").is_none(), "this test cannot run here: {why:#}");
+    println!("{SKIPPED}{why:#}");
 }
 
 /// Leaves the lab of a failed test to whoever asked for it.

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use loam_tests::capture::Capture;
+use loam_tests::manifests::PodFacts;
 use loam_tests::process::{Process, SIGTERM};
 use loam_tests::report::{PingPong, Rate, now_us};
-use loam_tests::manifests::PodFacts;
 use loam_tests::scene::{LONG, SHORT, Scene, TALK, serve};
 use loam_tests::{eventually, in_lab};
 

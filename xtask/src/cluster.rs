@@ -96,6 +96,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
 }
 
 fn up(term: Term, name: &str) -> Result<()> {
+    build::programs(term)?;
     start(term, name)?.stay()?;
     let flag = if name == "default" { String::new() } else { format!(" --name {name}") };
     let work = cluster::work(name);
@@ -121,7 +122,7 @@ impl Started {
     }
 }
 
-/// Starts the cluster `name`; what a killed one left is removed first.
+/// Starts the cluster `name` with programs that are built; what a killed one left is removed first.
 pub(crate) fn start(term: Term, name: &str) -> Result<Started> {
     setup::ensure_cluster("cluster up")?;
     setup::ensure()?;
@@ -136,7 +137,6 @@ pub(crate) fn start(term: Term, name: &str) -> Result<Started> {
     })?;
     let parts = programs::ensure_built(term)?;
     programs::write_images(&parts)?;
-    build::programs(term)?;
     let begin = Instant::now();
     term.heading(&format!("Starting the cluster {name}"));
     let started = hold(term, name, &parts)?;
@@ -234,18 +234,10 @@ fn exec(name: &str, node: Option<&str>, argv: &[String]) -> Result<()> {
     use std::os::unix::process::CommandExt as _;
     let (program, arguments) = argv.split_first().context("no program is given")?;
     let mut command = match node {
-        Some(node) => inside(&seen(name)?, node, program)?,
+        Some(node) => seen(name)?.inside(node, program)?,
         None => within(name, Path::new(program))?,
     };
     Err(command.args(arguments).exec()).context("start nsenter")
-}
-
-/// A command that will run in all namespaces of a node.
-fn inside(seen: &Seen, node: &str, program: &str) -> Result<Command> {
-    let pid = seen.node_pid(node)?.to_string();
-    let mut command = Command::new("nsenter");
-    command.args(["--target", &pid, "--mount", "--net", "--pid", "--uts", "--ipc", "--cgroup", "--", program]);
-    Ok(command)
 }
 
 /// Makes our images of the built programs and gives them to each node.
@@ -260,7 +252,7 @@ fn load(term: Term, seen: &Seen, archives: &[PathBuf]) -> Result<()> {
         for archive in archives {
             let shown = archive.file_name().unwrap_or_default().display();
             term.step(&format!("{shown} on {node}"), || {
-                let mut import = inside(seen, &node, "ctr")?;
+                let mut import = seen.inside(&node, "ctr")?;
                 import.args(["--namespace", "k8s.io", "images", "import", "-"]);
                 // A node has a root directory of its own: the archive comes through a pipe.
                 import.stdin(File::open(archive).with_context(|| format!("open {}", archive.display()))?);

@@ -13,13 +13,17 @@ mod run_dir;
 mod slots;
 mod sockets;
 
+pub(crate) use run_dir::{LOCK_FILE, lock};
+
 use anyhow::Context as _;
 use custody::Custody;
 use peers::{ConnectionId, Report, Role};
+use run_dir::{RunDir, RunDirError};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::ffi::OsString;
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -37,6 +41,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How often the pods that drain are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Between two attempts to take a run directory that another keeper has: connections wait meanwhile.
+const CLAIM_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Settings of the keeper.
 #[derive(Debug, Clone, clap::Args)]
@@ -84,7 +91,11 @@ fn raise_descriptor_limit() {
 
 /// Runs the keeper until `stop`.
 async fn serve(config: KeeperConfig, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let run_dir = run_dir::RunDir::claim(&config.run_dir, config.ztunnel_uid)?;
+    let mut stop = pin!(stop);
+    let run_dir = tokio::select! {
+        claimed = claim(&config) => claimed?,
+        () = &mut stop => return Ok(()),
+    };
     let (stopping, stopped) = watch::channel(false);
     let agent = (!config.agent_args.is_empty()).then(|| agent_program(config.agent_args)).transpose()?;
     let agent = agent.map(|program| tokio::spawn(child::supervise(program, stopped)));
@@ -106,6 +117,22 @@ async fn serve(config: KeeperConfig, stop: impl Future<Output = ()>) -> anyhow::
     Ok(())
 }
 
+/// Takes the run directory. When a pod replaces another one on its node, the former keeper has it until that pod ends.
+async fn claim(config: &KeeperConfig) -> Result<RunDir, RunDirError> {
+    let mut told = false;
+    loop {
+        match RunDir::claim(&config.run_dir, config.ztunnel_uid) {
+            Err(error @ RunDirError::Taken { .. }) => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::info!(%error, "waiting for the other keeper to end");
+                }
+                tokio::time::sleep(CLAIM_INTERVAL).await;
+            }
+            claimed => return claimed,
+        }
+    }
+}
+
 fn agent_program(args: Vec<OsString>) -> anyhow::Result<child::Program> {
     let path = std::env::current_exe().context("find this program")?;
     let args = std::iter::once(OsString::from("run")).chain(args).collect();
@@ -118,7 +145,7 @@ fn draw_number() -> u64 {
 }
 
 /// Takes connections and serves each in a task of its own.
-async fn accept(run_dir: &run_dir::RunDir, ztunnel: Role, number: u64, reports: mpsc::Sender<Report>) {
+async fn accept(run_dir: &RunDir, ztunnel: Role, number: u64, reports: mpsc::Sender<Report>) {
     let mut connections = JoinSet::new();
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut last_id = 0;

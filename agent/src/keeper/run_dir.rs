@@ -8,11 +8,11 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
 /// Locked by the keeper of a run directory as long as it lives.
-const LOCK_FILE: &str = "keeper.lock";
+pub(crate) const LOCK_FILE: &str = "keeper.lock";
 
 /// Why a run directory cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum RunDirError {
+pub(crate) enum RunDirError {
     #[error("run directory {}: {source}", path.display())]
     Directory { path: PathBuf, source: io::Error },
     #[error("run directory {} belongs to another keeper, process {pid}", path.display())]
@@ -39,7 +39,8 @@ impl RunDir {
     }
 }
 
-fn lock(path: &Path) -> Result<File, RunDirError> {
+/// Makes the directory where it is not there, and is its keeper for as long as the file lives.
+pub(crate) fn lock(path: &Path) -> Result<File, RunDirError> {
     let failed = |source| RunDirError::Directory { path: path.into(), source };
     std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(failed)?;
     let mut file = OpenOptions::new()

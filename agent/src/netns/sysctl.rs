@@ -2,11 +2,16 @@
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use rustix::fs::{StatVfsMountFlags, statvfs};
+use rustix::mount::{MountFlags, mount_remount};
 use serde::{Deserialize, Serialize};
 
 use super::NetnsError;
+
+/// Where the kernel shows its switches.
+const SWITCHES: &str = "/proc/sys";
 
 /// Below /proc/sys/net, which shows the namespace of the thread that reads it.
 const NAMES: [&str; 3] = [
@@ -37,6 +42,17 @@ impl Before {
         }
         Ok(())
     }
+}
+
+/// Makes the switches writable for this process where they are not: container runtimes show them read-only to whoever is not
+/// privileged in everything. No other mount namespace sees it.
+pub fn unlock() -> Result<(), NetnsError> {
+    let failed = |error: rustix::io::Errno| NetnsError::Io("make /proc/sys writable", error.into());
+    if !statvfs(SWITCHES).map_err(failed)?.f_flag.contains(StatVfsMountFlags::RDONLY) {
+        return Ok(());
+    }
+    let flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount_remount(SWITCHES, flags, "").map_err(failed)
 }
 
 /// Turns all on; says which were off.
@@ -71,5 +87,5 @@ fn write(name: &'static str, value: &str) -> Result<(), NetnsError> {
 }
 
 fn path(name: &str) -> PathBuf {
-    PathBuf::from("/proc/sys/net").join(name)
+    Path::new(SWITCHES).join("net").join(name)
 }

@@ -38,7 +38,8 @@ pub struct Writing {
 }
 
 impl Writing {
-    pub(super) fn new(pod: &Pod, notice: Notice) -> Self {
+    /// What makes the object of a pod say this.
+    pub fn new(pod: &Pod, notice: Notice) -> Self {
         let former = condition(pod);
         let status = if notice.reason.is_captured() { "True" } else { "False" };
         let reason = former.and_then(|former| former.reason.as_deref());

@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::control_plane::Part;
 use super::node::SERVICES;
@@ -41,6 +42,12 @@ impl Seen {
         Ok(Self { work: work.to_owned(), cgroup: cgroup::mount()?.join(name) })
     }
 
+    /// The cluster that a test runs on, when it is one of ours.
+    pub fn ours() -> Result<Self> {
+        let name = std::env::var(super::NAME_VARIABLE);
+        Self::at(&super::work(&name.context("the nodes of a cluster that is not ours cannot be looked at")?))
+    }
+
     /// Its directory.
     pub fn work(&self) -> &Path {
         &self.work
@@ -69,6 +76,23 @@ impl Seen {
         };
         let found = pids.iter().find(is_first).copied();
         found.with_context(|| format!("{node} does not run; the nodes are {}", self.nodes().join(", ")))
+    }
+
+    /// A command that will run in all namespaces of a node.
+    pub fn inside(&self, node: &str, program: &str) -> Result<Command> {
+        let pid = self.node_pid(node)?.to_string();
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &pid, "--mount", "--net", "--pid", "--uts", "--ipc", "--cgroup", "--", program]);
+        Ok(command)
+    }
+
+    /// Runs a command in all namespaces of a node, and gives its standard output.
+    pub fn run_inside(&self, node: &str, argv: &[&str]) -> Result<String> {
+        let (program, arguments) = argv.split_first().context("no program is given")?;
+        let output = self.inside(node, program)?.args(arguments).output().context("start nsenter")?;
+        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        ensure!(output.status.success(), "{} on {node}: {}", argv.join(" "), said(&output.stderr).trim());
+        Ok(said(&output.stdout))
     }
 
     /// The names of the nodes.

@@ -1,0 +1,83 @@
+//! The mesh on a Kubernetes cluster, as Helm installs it.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::cluster::{CHART, Helm, Kubectl, Seen};
+use crate::{cgroup, eventually};
+
+/// Namespace of the mesh.
+pub const NAMESPACE: &str = "istio-system";
+/// Name of the release.
+const NAME: &str = "loam";
+/// Longest work of Helm: pods start twice as slowly on a busy machine.
+const TIMEOUT: &str = "180s";
+/// Longest end of pods whose connections have ended.
+const ENDING: Duration = Duration::from_secs(90);
+
+/// An installed mesh.
+#[derive(Debug)]
+pub struct Release<'a> {
+    kubectl: &'a Kubectl,
+}
+
+impl<'a> Release<'a> {
+    /// Installs it, or makes what is there as the chart has it.
+    pub fn install(kubectl: &'a Kubectl) -> Result<Self> {
+        let release = Self { kubectl };
+        release.upgrade(&[])?;
+        Ok(release)
+    }
+
+    /// Installs it with these settings beside the chart's own, and waits until everything is ready.
+    pub fn upgrade(&self, settings: &[&str]) -> Result<()> {
+        let mut arguments = vec!["upgrade", "--install", NAME, CHART, "--namespace", NAMESPACE, "--create-namespace"];
+        arguments.extend(["--wait", "--timeout", TIMEOUT]);
+        let place = of_place()?;
+        let settings = place.iter().map(String::as_str).chain(settings.iter().copied());
+        arguments.extend(settings.flat_map(|setting| ["--set", setting]));
+        Helm.run(&arguments).map(drop)
+    }
+
+    /// Goes back to what was before the last upgrade.
+    pub fn roll_back(&self) -> Result<()> {
+        Helm.run(&["rollback", NAME, "--namespace", NAMESPACE, "--wait", "--timeout", TIMEOUT]).map(drop)
+    }
+
+    /// Takes it away, and waits until its pods are gone.
+    pub fn uninstall(self) -> Result<()> {
+        Helm.run(&["uninstall", NAME, "--namespace", NAMESPACE, "--wait", "--timeout", TIMEOUT])?;
+        eventually(ENDING, || {
+            let left = self.kubectl.run(&["get", "pods", "--namespace", NAMESPACE, "--output=name"])?;
+            ensure!(left.trim().is_empty(), "{} are still there", left.trim());
+            Ok(())
+        })
+    }
+
+    /// What the proxies of all nodes said.
+    pub fn proxy_logs(&self) -> Result<String> {
+        let which = ["--selector=app=ztunnel", "--container=istio-proxy", "--tail=-1"];
+        self.kubectl.run(&[&["logs", "--namespace", NAMESPACE], &which[..]].concat())
+    }
+
+    /// The pods of the nodes' DaemonSet that are to stay, and how often their containers were started again.
+    pub fn node_pods(&self) -> Result<Vec<(String, u64)>> {
+        let get = ["get", "pods", "--namespace", NAMESPACE, "--selector=app=ztunnel", "--output=json"];
+        let list: Value = serde_json::from_str(&self.kubectl.run(&get)?)?;
+        let pods = list["items"].as_array().context("kubectl gave no list of pods")?;
+        let read = |pod: &Value| {
+            let containers = pod["status"]["containerStatuses"].as_array().into_iter().flatten();
+            let restarts = containers.filter_map(|container| container["restartCount"].as_u64()).sum();
+            (pod["metadata"]["name"].as_str().unwrap_or_default().to_owned(), restarts)
+        };
+        Ok(pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).map(read).collect())
+    }
+}
+
+/// What the chart must know about the nodes of our own clusters: where cgroup v2 is beside v1.
+fn of_place() -> Result<Vec<String>> {
+    let hybrid = Seen::ours().is_ok() && !cgroup::legacy()?.is_empty();
+    Ok(if hybrid { vec!["node.cgroup=/sys/fs/cgroup/unified".to_owned()] } else { Vec::new() })
+}
