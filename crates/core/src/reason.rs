@@ -112,6 +112,80 @@ impl Reason {
         }
     }
 
+    /// What happened, in words that end a sentence.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Reason::WorkloadUnknown => "the node has no configuration about the local pod",
+            Reason::NoHealthyUpstream => "the service has no endpoint that may be used",
+            Reason::NameUnresolved => "the endpoints are known by name only, and no server told an address",
+            Reason::PortUnknown => "the service does not have this port",
+            Reason::WaypointUnavailable => "the waypoint that must be passed is not known or has no endpoint",
+            Reason::NotRegistered => "the caller may reach only what is declared, and this is not",
+            Reason::Loop => "the connection would come back to the proxy",
+            Reason::NetworkUnreachable => "the destination is in another network",
+            Reason::AuthorityMismatch => "a tunnel asked for an address or port that this pod does not have",
+            Reason::MalformedRequest => "a tunnel's request cannot be read",
+            Reason::Denied => "a policy denies it",
+            Reason::PolicyPending => "a policy that applies has not arrived within five seconds",
+            Reason::CertificateUnavailable => "there is no certificate for the pod's identity",
+            Reason::TlsFailure => "the certificate of one side is not accepted by the other",
+            Reason::TunnelFailure => "the peer does not speak HTTP/2 as it should",
+            Reason::PeerRefused => "the peer's ztunnel refused the connection",
+            Reason::ConnectRefused => "nobody listens there",
+            Reason::ConnectTimeout => "no answer within ten seconds",
+            Reason::ConnectFailed => "the kernel could not connect for another reason",
+            Reason::Overload => "a limit was reached",
+            Reason::Drained => "the proxy ended and the connection outlived its limit",
+            Reason::WorkloadGone => "the pod left this node or the mesh",
+            Reason::Reset => "one of the applications reset the connection",
+            Reason::Internal => "something that this list does not name",
+        }
+    }
+
+    /// What whoever sees it can do.
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Reason::WorkloadUnknown => {
+                "wait some seconds after the pod's start; then look at the ztunnel's log for the connection to the controller"
+            }
+            Reason::NoHealthyUpstream => {
+                "see that its pods are ready, and that its traffic policy allows endpoints on other nodes"
+            }
+            Reason::NameUnresolved => "ask the pod's own name server for the name; the log has what it answered",
+            Reason::PortUnknown => "compare the port with those of the Service or ServiceEntry",
+            Reason::WaypointUnavailable => {
+                "see that the Gateway that the label istio.io/use-waypoint names is there and programmed"
+            }
+            Reason::NotRegistered => "declare it with a ServiceEntry, or set the outbound traffic policy to ALLOW_ANY",
+            Reason::Loop => "call the program's own port, not one of 15001, 15006 and 15008",
+            Reason::NetworkUnreachable => "gateways between networks are not supported",
+            Reason::AuthorityMismatch => "look who calls: a peer works with old configuration, or probes",
+            Reason::MalformedRequest => "look who calls: it does not speak HBONE as it should",
+            Reason::Denied => {
+                "the log names the policy and the first field that did not match; /debug/authz tells what another caller would get"
+            }
+            Reason::PolicyPending => "see that the controller runs, and what /debug/policies there says of the policy",
+            Reason::CertificateUnavailable => "look at the ztunnel's log for the answer of the certificate authority",
+            Reason::TlsFailure => "compare the roots and trust domains of both; the log has the reason",
+            Reason::TunnelFailure => "see that nothing but a ztunnel listens on the peer's port 15008",
+            Reason::PeerRefused => "its own log has the reason; 401 is a policy, 503 a pod that cannot be reached",
+            Reason::ConnectRefused => {
+                "see that the program listens on this port, on this address family and not on loopback alone"
+            }
+            Reason::ConnectTimeout => {
+                "look for a NetworkPolicy or firewall that drops port 15008 or the program's port, and for a node that is down"
+            }
+            Reason::ConnectFailed => "the log has the kernel's error",
+            Reason::Overload => "the log names it; too many connections at once from or to this pod",
+            Reason::Drained => {
+                "nothing: it happens at an upgrade after the drain limit, and the application connects again"
+            }
+            Reason::WorkloadGone => "nothing",
+            Reason::Reset => "nothing of the mesh: the line's end tells which side",
+            Reason::Internal => "the log has the error; please report it",
+        }
+    }
+
     /// The value of Istio's metric label `response_flags`.
     pub fn response_flags(self) -> &'static str {
         match self {
