@@ -283,6 +283,23 @@ fn write_token(lab: &Lab, node: &Node) -> Result<()> {
 }
 
 fn start_keeper(node: &Node, manifests: &Path, options: &Options) -> Result<Process> {
+    let process = spawn_keeper(node, manifests, options)?;
+    wait_for_keeper(&process, "keeper ready")?;
+    Ok(process)
+}
+
+/// Waits until a keeper says so.
+fn wait_for_keeper(process: &Process, words: &str) -> Result<()> {
+    eventually(START_TIMEOUT, || {
+        let said = format!("{}{}", process.stdout(), process.stderr());
+        ensure!(process.is_running(), "the keeper ended: {said}");
+        // A killed one leaves the files of its sockets.
+        ensure!(said.contains(words), "the keeper does not say {words:?}");
+        Ok(())
+    })
+}
+
+fn spawn_keeper(node: &Node, manifests: &Path, options: &Options) -> Result<Process> {
     let program = bin::path("loam-agent")?;
     let run_dir = node.dir().join("run");
     let uid = ZTUNNEL_UID.to_string();
@@ -291,15 +308,7 @@ fn start_keeper(node: &Node, manifests: &Path, options: &Options) -> Result<Proc
     let agent = agent_arguments(node, manifests);
     arguments.push("--");
     arguments.extend(agent.iter().map(String::as_str));
-    let process = node.spawn("keeper", &arguments)?;
-    eventually(START_TIMEOUT, || {
-        let said = format!("{}{}", process.stdout(), process.stderr());
-        ensure!(process.is_running(), "the keeper ended: {said}");
-        // A killed one leaves the files of its sockets.
-        ensure!(said.contains("keeper ready"), "the keeper does not listen");
-        Ok(())
-    })?;
-    Ok(process)
+    node.spawn("keeper", &arguments)
 }
 
 fn agent_arguments(node: &Node, manifests: &Path) -> Vec<String> {
@@ -395,6 +404,20 @@ impl MeshNode {
         self.keeper().kill()?;
         let process = start_keeper(&self.node, &self.manifests, &self.options)?;
         *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) = process;
+        Ok(())
+    }
+
+    /// Replaces keeper, agent and ztunnel as a DaemonSet does that surges: the next pod runs beside the former one until
+    /// it serves, and then all programs of the former one are told to end at once.
+    pub fn roll(&self) -> Result<()> {
+        let (keeper, ztunnel) = (self.keeper(), self.ztunnel());
+        let next = spawn_keeper(&self.node, &self.manifests, &self.options)?;
+        wait_for_keeper(&next, "waiting for the other keeper to end")?;
+        self.start_ztunnel()?.wait_ready(START_TIMEOUT)?;
+        keeper.signal(SIGTERM)?;
+        ztunnel.process.signal(SIGTERM)?;
+        wait_for_keeper(&next, "keeper ready")?;
+        *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) = next;
         Ok(())
     }
 
