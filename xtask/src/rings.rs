@@ -39,6 +39,9 @@ pub(crate) struct Arguments {
     /// Only this ring
     #[arg(long, value_enum)]
     ring: Option<Ring>,
+    /// The same as --ring e2e
+    #[arg(long, conflicts_with = "ring")]
+    e2e: bool,
     /// How often the network ring runs; the first round with a failure is the last
     #[arg(long, value_name = "TIMES", default_value_t = NonZeroU32::MIN)]
     repeat: NonZeroU32,
@@ -51,7 +54,7 @@ pub(crate) struct Arguments {
 
 impl Default for Arguments {
     fn default() -> Self {
-        Self { ring: None, repeat: NonZeroU32::MIN, jobs: jobs(), filter: None }
+        Self { ring: None, e2e: false, repeat: NonZeroU32::MIN, jobs: jobs(), filter: None }
     }
 }
 
@@ -113,8 +116,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let term = Term::new();
     let start = Instant::now();
     setup::ensure()?;
-    let net = matches!(arguments.ring, None | Some(Ring::Net));
-    let unit_too = matches!(arguments.ring, None | Some(Ring::Unit));
+    let ring = if arguments.e2e { Some(Ring::E2e) } else { arguments.ring };
+    let net = matches!(ring, None | Some(Ring::Net));
+    let unit_too = matches!(ring, None | Some(Ring::Unit));
     if net {
         setup::ensure_lab("test")?;
         for path in loam_tests::sweep::sweep() {
@@ -139,7 +143,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             break;
         }
     }
-    if arguments.ring == Some(Ring::E2e) {
+    if ring == Some(Ring::E2e) {
         e2e::run(term, &programs, &filter, &mut tally)?;
     }
     let skipped = if tally.skipped > 0 { format!(", {} skipped", tally.skipped) } else { String::new() };
