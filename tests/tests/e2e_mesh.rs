@@ -111,7 +111,9 @@ fn through_a_forwarded_port(pod: &str, port: u16) -> Result<String> {
         .context("start kubectl")?;
     let answer = (|| {
         let mut line = String::new();
-        BufReader::new(forward.stdout.take().context("kubectl has no output")?).read_line(&mut line)?;
+        // It dies when nobody listens to what it says about each connection.
+        let mut output = BufReader::new(forward.stdout.take().context("kubectl has no output")?);
+        output.read_line(&mut line)?;
         // Forwarding from 127.0.0.1:40123 -> 9080
         let local = line.split_whitespace().find(|word| word.starts_with("127.0.0.1:")).map(str::to_owned);
         let mut stream = TcpStream::connect(local.with_context(|| format!("kubectl said {line:?}"))?)?;
