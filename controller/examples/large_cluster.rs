@@ -168,7 +168,8 @@ impl Cluster {
             _ => match written.get(path) {
                 Some(object) => whole(200, object),
                 None => {
-                    whole(404, &json!({"kind": "Status", "status": "Failure", "code": 404, "message": "not found"}))
+                    let missing = json!({"code": 404, "reason": "NotFound", "message": path});
+                    whole(404, &missing)
                 }
             },
         }

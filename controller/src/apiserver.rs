@@ -92,7 +92,13 @@ impl State {
     fn answer(&mut self, method: &Method, path: &str, body: &[u8]) -> (u16, Value) {
         self.asked.push(format!("{method} {path}"));
         let status = |code: u16| {
-            (code, json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": path}))
+            let reason = match code {
+                403 => "Forbidden",
+                404 => "NotFound",
+                409 => "AlreadyExists",
+                _ => "MethodNotAllowed",
+            };
+            (code, json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": path}))
         };
         if self.forbidden.iter().any(|part| path.contains(part.as_str())) {
             return status(403);
