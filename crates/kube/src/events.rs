@@ -71,7 +71,7 @@ impl Events {
                 }
                 Ok(true)
             }
-            Some(Err(e)) => Err(self.failed(&e.to_string())),
+            Some(Err(e)) => Err(Trouble::of("watch", self.kind, &e)),
         }
     }
 

@@ -23,7 +23,12 @@ pub(crate) enum Trouble {
 impl Trouble {
     /// There was no answer.
     pub(crate) fn of(verb: &str, kind: Kind, error: &kube::Error) -> Self {
-        Self::Failed(format!("{verb} {}: {}", plural(kind), explain(error)))
+        let why = match error {
+            // It says only that something lies beneath.
+            kube::Error::Service(beneath) => explain(&**beneath),
+            other => explain(other),
+        };
+        Self::Failed(format!("{verb} {}: {why}", plural(kind)))
     }
 
     /// The answer was no.
