@@ -52,8 +52,13 @@ pub(crate) fn optional(kind: Kind) -> bool {
 
 /// Path of the objects of a kind in one of its versions, of all namespaces.
 pub(crate) fn path(kind: Kind, api_version: &str) -> String {
+    format!("{}/{}", root(api_version), plural(kind))
+}
+
+/// Path of everything in a version of a group.
+pub(crate) fn root(api_version: &str) -> String {
     let root = if api_version.contains('/') { "apis" } else { "api" };
-    format!("/{root}/{api_version}/{}", plural(kind))
+    format!("/{root}/{api_version}")
 }
 
 /// Text as part of a query.

@@ -8,7 +8,9 @@ use loam_manifest::{Change, Kind, Problem, Update};
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 
-use crate::{Objects, Selection};
+use k8s_openapi::api::core::v1::Pod;
+
+use crate::{AskError, Cluster, Objects, Selection};
 use server::{Reply, Server, object};
 
 /// Longer than anything may take to recover.
@@ -283,4 +285,27 @@ async fn objects_are_pruned_like_those_of_a_file() {
     let [loam_manifest::Object::Pod(pod)] = &state.objects[..] else { panic!("{:?}", state.objects) };
     assert!(pod.metadata.managed_fields.is_none());
     assert!(pod.spec.as_ref().unwrap().volumes.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_once_gets_every_page_or_the_reason() {
+    let server = Server::default();
+    for i in 0..1_200 {
+        server.put("/api/v1/pods", object(&format!("p{i}"), 1));
+    }
+    let cluster = Cluster::of(server.client(), "memory");
+    let pods: Vec<Pod> = cluster.list(None, None).await.expect("it answers");
+    assert_eq!((pods.len(), server.lists("/api/v1/pods")), (1_200, 3));
+    server.answer("/pods", Reply::Status(403, "pods is forbidden"));
+    let Err(AskError::Forbidden { permission, message }) = cluster.list::<Pod>(Some("shop"), None).await else {
+        panic!("it is forbidden")
+    };
+    assert_eq!((permission.verb, permission.resource, permission.namespace.as_deref()), ("list", "pods", Some("shop")));
+    assert_eq!(message, "list /api/v1/namespaces/shop/pods: pods is forbidden");
+    server.answer("/pods", Reply::Status(401, "Unauthorized"));
+    assert!(matches!(cluster.list::<Pod>(None, None).await, Err(AskError::Unauthorized(_))));
+    server.answer("/pods", Reply::Refused);
+    assert!(matches!(cluster.list::<Pod>(None, None).await, Err(AskError::Unreachable(_))));
+    server.answer("/pods", Reply::Status(404, "not found"));
+    assert!(matches!(cluster.get::<Pod>(Some("shop"), "p1").await, Ok(None)));
 }
