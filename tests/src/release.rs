@@ -46,6 +46,12 @@ impl<'a> Release<'a> {
         Helm.run(&["rollback", NAME, "--namespace", NAMESPACE, "--wait", "--timeout", TIMEOUT]).map(drop)
     }
 
+    /// Waits until the pods of all nodes are ready.
+    pub fn wait_until_ready(&self) -> Result<()> {
+        let wait = ["rollout", "status", "daemonset/ztunnel", "--namespace", NAMESPACE, "--timeout", "20s"];
+        eventually(ENDING, || self.kubectl.run(&wait).map(drop))
+    }
+
     /// Takes it away, and waits until its pods are gone.
     pub fn uninstall(self) -> Result<()> {
         Helm.run(&["uninstall", NAME, "--namespace", NAMESPACE, "--wait", "--timeout", TIMEOUT])?;

@@ -243,6 +243,36 @@ fn an_upgrade_and_a_rollback_fail_no_request_and_start_no_pod_again() {
     });
 }
 
+#[test]
+#[ignore = "needs a cluster: cargo xtask test --ring e2e"]
+fn killed_agents_and_keepers_fail_no_request_and_pods_stay_captured() {
+    on_own_cluster(|kubectl, cluster| {
+        let release = Release::install(kubectl)?;
+        let shop = Bookshop::open(kubectl)?;
+        shop.enrol(true)?;
+        let (nodes, ends) = (shop.nodes()?, addresses(&shop)?);
+        let address = format!("productpage.{}:9080", bookshop::NAMESPACE);
+        let send = |node: &String| shop.send(node, &address, 20, 40);
+        let visitors: Vec<_> = nodes.iter().map(send).collect::<Result<_>>()?;
+        visitors.iter().try_for_each(|visitor| visitor.wait_until_under_way())?;
+        let seen = watched(cluster, || {
+            for program in ["^/usr/local/bin/loam-agent run", "^/usr/local/bin/loam-agent keeper"] {
+                for node in &nodes {
+                    cluster.run_inside(node, &["pkill", "-9", "-f", program])?;
+                    eventually(KNOWN, || cluster.run_inside(node, &["pgrep", "-f", program]))
+                        .with_context(|| format!("{program} on {node} is not started again"))?;
+                }
+                release.wait_until_ready()?;
+            }
+            visitors.into_iter().try_for_each(|visitor| visitor.ended()?.success())
+        })?;
+        let (readable, example) = seen.readable_between(&ends);
+        ensure!(readable == 0, "{readable} packets of HTTP were readable: {example}");
+        ensure!(shop.restarts()? == 0, "a container of the shop was started again");
+        shop.close()
+    });
+}
+
 /// Everything on the nodes that the mesh may have changed.
 fn look_at_nodes(cluster: &Seen) -> Result<BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
