@@ -148,7 +148,8 @@ pub(crate) fn start(term: Term, name: &str) -> Result<Started> {
 fn hold(term: Term, name: &str, parts: &Parts) -> Result<Started> {
     // In a session of its own it does not hear when our terminal goes.
     let mut holder = Command::new("setsid")
-        .arg(std::env::current_exe()?)
+        // Not by its path: what is there may have been built anew since we started.
+        .arg(format!("/proc/{}/exe", std::process::id()))
         .args(["cluster", "hold"])
         .args(hold::Arguments::of(name, parts))
         .env(loam_tests::bin::DIR_VARIABLE, loam_tests::bin::dir()?)
