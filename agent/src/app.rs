@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
-use loam_manifest::{Manifests, Source as Manifest};
+use loam_kube::{Objects, Selection, Updates};
+use loam_manifest::{Kind, Manifests, Source as Manifest};
 use loam_node::{AGENT_SOCKET, AgentClient, ClientError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -33,7 +34,6 @@ use crate::pods::{Registry, Uid};
 use crate::processes::Processes;
 use crate::redirect::{FORM, HookFacts, Redirect};
 use crate::status::{self, Memory, Status};
-use crate::updates::Updates;
 
 /// How often every pod is looked at: a pod that tampers with its rules is noticed within this time.
 const VERIFY_EVERY: Duration = Duration::from_secs(5);
@@ -66,7 +66,8 @@ pub async fn run(config: Run) -> Result<()> {
         Manifest::Dir(dir) => (None, Updates::Dir(Manifests::stream(dir).await?), Guide::Annotations),
         Manifest::Kubernetes => {
             let client = loam_kube::client().await?;
-            let updates = Updates::of_cluster(&client, &config.node);
+            let selections = [Selection::all(Kind::Namespace), Selection::pods_on(&config.node)];
+            let updates = Updates::Kubernetes(Objects::stream(&client, selections));
             (Some(client), updates, Guide::Node)
         }
     };

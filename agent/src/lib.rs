@@ -37,4 +37,3 @@ pub mod processes;
 pub mod redirect;
 pub mod status;
 pub mod sys;
-pub mod updates;

@@ -31,7 +31,7 @@ use crate::owner::Owner;
 use crate::publish::Published;
 use crate::roots;
 use crate::serve::{self, MAX_STREAMS, PING_INTERVAL, PING_TIMEOUT};
-use crate::updates::Updates;
+use crate::updates;
 
 /// How long the parts may take to end.
 const END: Duration = Duration::from_secs(5);
@@ -118,7 +118,7 @@ pub async fn start(config: Serve, filter: Option<&Filter>) -> Result<Running> {
     };
     let authority = Arc::new(authority.with_max_ttl(config.max_certificate_ttl));
     knows.open();
-    let mut updates = Updates::of(&config.source, client.as_ref()).await?;
+    let mut updates = updates::follow(&config.source, client.as_ref()).await?;
     anyhow::ensure!(owner.begin(&mut updates).await, "the watch of {} has ended", config.source);
     objects.open();
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use loam_kube::Updates;
 use loam_manifest::{Severity, Update};
 use serde::Serialize;
 use tokio::sync::watch;
@@ -14,7 +15,6 @@ use tokio::time::Instant;
 use crate::index::{self, Compiled, Index, Mesh, Residents};
 use crate::policy::status::Status;
 use crate::publish::Published;
-use crate::updates::Updates;
 
 /// Problems that are logged at one moment; all of them are shown by `/debug/problems`.
 const MAX_LOGGED: usize = 100;

@@ -15,6 +15,7 @@ mod known;
 mod objects;
 mod resource;
 mod trouble;
+mod updates;
 
 pub use client::{ClientError, Way, client, personal_client};
 pub use cluster::{AskError, Cluster, Permission, Version};
@@ -22,6 +23,7 @@ pub use forward::{ForwardError, MAX_ANSWER_BYTES};
 pub use kube::Client;
 pub use objects::Objects;
 pub use resource::Selection;
+pub use updates::Updates;
 
 #[cfg(test)]
 mod tests;
