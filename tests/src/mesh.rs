@@ -428,6 +428,17 @@ impl MeshNode {
         agent.map(|&(pid, _)| pid).with_context(|| format!("the keeper has no agent among {children:?}"))
     }
 
+    /// Waits until the agent that runs now has all its pods and says that nothing is wrong with any.
+    pub fn wait_for_agent(&self, limit: Duration) -> Result<()> {
+        eventually(limit, || {
+            let (status, pid) = (self.status()?, self.agent_pid()?);
+            ensure!(status["pid"] == pid, "the agent {pid} has not said how its pods are");
+            let pods = status["pods"].as_array().context("no pods")?;
+            ensure!(pods.iter().all(|pod| pod["state"] == "enrolled" && pod["reason"] == ""), "{status}");
+            Ok(())
+        })
+    }
+
     /// Kills the agent; the keeper starts another.
     pub fn kill_agent(&self) -> Result<()> {
         let pid = self.agent_pid()?;

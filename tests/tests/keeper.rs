@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use loam_tests::capture::Capture;
 use loam_tests::process::{Process, SIGTERM};
 use loam_tests::report::{PingPong, Rate};
@@ -47,14 +47,7 @@ fn a_keeper_that_is_killed_and_started_again_gets_its_listeners_back_and_nobody_
             mesh.enrol(&[&late])?;
             late.assert_reaches(far.at(TALK), &[far.at(TALK)])?;
             far.assert_reaches(late.at(TALK), &[late.at(TALK)])?;
-            eventually(SHORT, || {
-                let status = node.status()?;
-                let pid = node.agent_pid()?;
-                ensure!(status["pid"] == pid, "the agent {pid} has not said how its pods are");
-                let pods = status["pods"].as_array().context("no pods")?;
-                ensure!(pods.iter().all(|pod| pod["state"] == "enrolled" && pod["reason"] == ""), "{status}");
-                Ok(())
-            })?;
+            node.wait_for_agent(SHORT)?;
             let took = killed.elapsed();
             ensure!(took < TAKEN_OVER_WITHIN, "the next keeper had everything only after {took:?}");
         }

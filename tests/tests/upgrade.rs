@@ -1,11 +1,11 @@
 //! A node's programs are replaced by others, all of them, and nobody notices.
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use loam_tests::capture::Capture;
+use loam_tests::in_lab;
 use loam_tests::process::SIGTERM;
 use loam_tests::report::{PingPong, Rate};
 use loam_tests::scene::{LONG, SHORT, Scene, TALK, serve};
-use loam_tests::{eventually, in_lab};
 
 /// How often both nodes are replaced.
 const ROUNDS: usize = 10;
@@ -34,14 +34,7 @@ fn nodes_replaced_ten_times_each_under_a_thousand_connections_per_second_fail_no
             serve(&late)?;
             mesh.enrol(&[&late])?;
             late.assert_reaches(far.at(TALK), &[far.at(TALK)])?;
-            eventually(SHORT, || {
-                let status = node.status()?;
-                let pid = node.agent_pid()?;
-                ensure!(status["pid"] == pid, "the agent {pid} has not said how its pods are");
-                let pods = status["pods"].as_array().context("no pods")?;
-                ensure!(pods.iter().all(|pod| pod["state"] == "enrolled" && pod["reason"] == ""), "{status}");
-                Ok(())
-            })?;
+            node.wait_for_agent(SHORT)?;
         }
         rate.signal(SIGTERM)?;
         rate.report::<Rate>(LONG)?.assert_all_ok()?;
