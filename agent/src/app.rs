@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ use crate::cleanup;
 use crate::config::Run;
 use crate::enrol::{self, EnrolError, Enrolled, Kit, PodFacts};
 use crate::keeper_link::{KeeperLink, maintain};
+use crate::kubelet;
 use crate::netns::{Netns, sysctl};
 use crate::notices::{Notices, Standing, Writing};
 use crate::pods::discovery::{self, Searched};
@@ -96,6 +97,8 @@ pub async fn run(config: Run) -> Result<()> {
         started_at,
         start_ms,
         run_dir: config.run_dir,
+        cgroup: config.cgroup,
+        kubelet_cgroup: config.kubelet_cgroup,
         status_due: None,
     };
     agent.adopt().await.context("take over from a predecessor")?;
@@ -144,6 +147,10 @@ struct Agent {
     started_at: Timestamp,
     start_ms: f64,
     run_dir: PathBuf,
+    /// Where cgroups are mounted.
+    cgroup: PathBuf,
+    /// The kubelet's, if it need not be found.
+    kubelet_cgroup: Option<PathBuf>,
     status_due: Option<Instant>,
 }
 
@@ -381,6 +388,7 @@ impl Agent {
     /// Begins a look at every pod that should be captured.
     async fn verify(&mut self) {
         self.check_hooks();
+        self.follow_kubelet();
         self.tidy().await;
         let places: Vec<_> = self.registry.at_rest().cloned().collect();
         if !places.is_empty() {
@@ -455,6 +463,15 @@ impl Agent {
                 self.hook_problem = Some(text);
             }
         }
+    }
+
+    /// Looks where the kubelet is: its cgroup is another one after it was started anew.
+    fn follow_kubelet(&self) {
+        let found = match &self.kubelet_cgroup {
+            Some(cgroup) => Ok(cgroup.clone()),
+            None => kubelet::cgroup(Path::new(PROC), &self.cgroup),
+        };
+        self.kit.follow_kubelet(found);
     }
 
     /// Takes back routes and rules of pods that left, once nothing needs them.

@@ -63,6 +63,10 @@ pub struct Run {
     /// The cgroup v2 directory whose processes are seen: the root, or the node's own part.
     #[arg(long, env = "LOAM_CGROUP", default_value = CGROUP)]
     pub cgroup: PathBuf,
+    /// The kubelet's own cgroup, as a directory below the mount of cgroup v2: connections of its processes reach the ports
+    /// that are probed past the mesh. Found by the process's name when left out.
+    #[arg(long, env = "LOAM_KUBELET_CGROUP", value_name = "PATH")]
+    pub kubelet_cgroup: Option<PathBuf>,
     /// Whether what pods ask name servers goes to the ztunnel, which answers for the mesh; a pod's annotation
     /// `ambient.istio.io/dns-capture` counts for more.
     #[arg(long, env = "LOAM_DNS_CAPTURE", value_name = "BOOL", action = ArgAction::Set, default_value_t = true)]

@@ -3,14 +3,17 @@
 //! Each step may be taken again at any time, and leaves alone what is as it should be.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use loam_ebpf_common::layout::{Pod, Steered};
+use loam_ebpf_common::layout::{Entrance, Pod, Steered};
+use loam_ebpf_common::probe::Probed;
 use loam_node::{ClientError, PodInfo};
 use serde::{Deserialize, Serialize};
 
 use crate::keeper_link::KeeperLink;
+use crate::kubelet::KubeletError;
 use crate::netns::{self, Netns, NetnsError, sysctl};
 use crate::pods::record::{Record, Records};
 use crate::pods::registry::Place;
@@ -39,8 +42,8 @@ pub enum EnrolError {
     #[error("write the record of the pod")]
     Record(#[source] io::Error),
     /// More than the programs hold; the pod's specification does not allow it.
-    #[error("the pod has more addresses than the programs hold")]
-    TooManyAddresses,
+    #[error("the pod has more addresses or probed ports than the programs hold")]
+    TooMany,
 }
 
 impl EnrolError {
@@ -100,12 +103,39 @@ pub struct Kit {
     pub records: Records,
     /// The node's name.
     pub node: Arc<str>,
+    /// Why the kubelet is not known; none if it is.
+    kubelet_problem: Arc<Mutex<Option<String>>>,
 }
 
 impl Kit {
     /// Puts the parts together.
     pub fn new(redirect: Redirect, keeper: KeeperLink, records: Records, node: Arc<str>) -> Self {
-        Self { redirect: Arc::new(Mutex::new(redirect)), keeper, records, node }
+        Self { redirect: Arc::new(Mutex::new(redirect)), keeper, records, node, kubelet_problem: Arc::default() }
+    }
+
+    /// Follows the kubelet to the cgroup where it was found. What is wrong is remembered for pods that are probed.
+    pub fn follow_kubelet(&self, found: Result<PathBuf, KubeletError>) {
+        let followed = match &found {
+            Ok(cgroup) => self.redirect().follow_kubelet(Some(cgroup)),
+            // Whoever has its cgroup now may be anybody.
+            Err(_) => self.redirect().follow_kubelet(None),
+        };
+        let text = |error: RedirectError| EnrolError::from(error).text();
+        let problem = match (found, followed) {
+            (Ok(cgroup), Ok(true)) => {
+                tracing::info!(cgroup = %cgroup.display(), "the kubelet's probes are told apart");
+                None
+            }
+            (Ok(_), Ok(false)) => None,
+            (Ok(_), Err(error)) => Some(text(error)),
+            (Err(error), _) => Some(error.to_string()),
+        };
+        *self.kubelet_problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+
+    /// Why the kubelet's connections are not told from others; none if they are.
+    pub fn kubelet_problem(&self) -> Option<String> {
+        self.kubelet_problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The kernel programs. Every call takes a millisecond or two, and none waits.
@@ -114,9 +144,10 @@ impl Kit {
     }
 }
 
-fn steered(place: &Place) -> Result<Steered, EnrolError> {
+fn entrance(place: &Place) -> Result<Entrance, EnrolError> {
     let addresses = place.spec.addresses.iter().map(|&address| address.into());
-    Steered::new(place.index, addresses).ok_or(EnrolError::TooManyAddresses)
+    let steered = Steered::new(place.index, addresses).ok_or(EnrolError::TooMany)?;
+    Ok(Entrance { steered, probed: Probed::new(&place.spec.probes).ok_or(EnrolError::TooMany)? })
 }
 
 fn millis(elapsed: Duration) -> f64 {
@@ -128,13 +159,13 @@ fn millis(elapsed: Duration) -> f64 {
 /// wire; the way from the application last.
 pub async fn enrol(kit: &Kit, place: &Place, netns: &Netns, captured: bool) -> Result<Enrolled, EnrolError> {
     let begun = Instant::now();
-    let steered = steered(place)?;
+    let entrance = entrance(place)?;
     let (cookie, prepared) = prepare(kit, place, netns).await?;
     let prepare_ms = millis(begun.elapsed());
 
     let asked = Instant::now();
     let keeper = kit.keeper.client().ok_or(EnrolError::NoKeeper)?;
-    let pod = Pod::new(steered, place.spec.dns);
+    let pod = Pod::new(entrance.steered, place.spec.dns);
     // Switched off first, since its questions are not answered any more when the keeper has heard of it.
     if !place.spec.dns && kit.redirect().captured(cookie)?.is_some_and(|pod| pod.has_dns()) {
         kit.redirect().capture(cookie, pod)?;
@@ -149,7 +180,7 @@ pub async fn enrol(kit: &Kit, place: &Place, netns: &Netns, captured: bool) -> R
     let attached = Instant::now();
     {
         let mut redirect = kit.redirect();
-        redirect.steer(&steered, netns.as_fd(), netns.inode())?;
+        redirect.steer(&entrance, netns.as_fd(), netns.inode())?;
         if redirect.captured(cookie)? != Some(pod) {
             redirect.capture(cookie, pod)?;
         }
@@ -280,7 +311,7 @@ pub struct PodFacts {
 
 /// Looks at a pod that should be captured.
 pub async fn inspect(kit: &Kit, place: &Place) -> Result<PodFacts, EnrolError> {
-    let steered = steered(place)?;
+    let entrance = entrance(place)?;
     let netns = Netns::open(&place.spec.netns)?;
     if place.netns.is_some_and(|id| id != netns.id()) {
         return Err(NetnsError::Replaced(place.spec.netns.clone()).into());
@@ -293,11 +324,11 @@ pub async fn inspect(kit: &Kit, place: &Place) -> Result<PodFacts, EnrolError> {
     let routed = problems.is_empty();
     let (steer, captured) = {
         let redirect = kit.redirect();
-        (redirect.steer_facts(&steered, netns.inode())?, redirect.captured(cookie)?)
+        (redirect.steer_facts(&entrance, netns.inode())?, redirect.captured(cookie)?)
     };
     let dns = captured.is_some_and(|pod| pod.has_dns());
     let is_captured = captured.is_some_and(|pod| pod.index() == place.index);
-    let is_right = captured.is_none_or(|pod| pod == Pod::new(steered, place.spec.dns));
+    let is_right = captured.is_none_or(|pod| pod == Pod::new(entrance.steered, place.spec.dns));
     let mut expect = |good: bool, text: &str| {
         if !good {
             problems.push(text.to_owned());
@@ -307,7 +338,10 @@ pub async fn inspect(kit: &Kit, place: &Place) -> Result<PodFacts, EnrolError> {
     expect(!is_captured || is_right, "the hooks have other addresses of the pod, or its questions switched otherwise");
     expect(steer.attached, "the steer program is not attached to the pod's network namespace");
     expect(!steer.attached || steer.current, "the steer program is another one");
-    expect(!steer.attached || !steer.current || steer.configured, "the steer program has other addresses");
+    expect(
+        !steer.attached || !steer.current || steer.configured,
+        "the steer program has other addresses or probed ports",
+    );
     let mut repairable = !problems.is_empty();
     let (mut listening, mut serving) = (None, None);
     match kit.keeper.client() {
@@ -322,6 +356,9 @@ pub async fn inspect(kit: &Kit, place: &Place) -> Result<PodFacts, EnrolError> {
             }
             Err(error) => problems.push(error.to_string()),
         },
+    }
+    if let (Some(error), [_, ..]) = (kit.kubelet_problem(), &place.spec.probes[..]) {
+        problems.push(format!("the kubelet's probes are judged as anybody's connections: {error}"));
     }
     if let Some(Err(error)) = place.spec.resolv_conf.as_deref().filter(|_| dns).map(resolv::read) {
         problems.push(error.to_string());

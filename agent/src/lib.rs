@@ -30,6 +30,7 @@ pub mod config;
 pub mod enrol;
 pub mod keeper;
 pub mod keeper_link;
+pub mod kubelet;
 pub mod netns;
 pub mod notices;
 pub mod pods;

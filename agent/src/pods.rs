@@ -1,6 +1,7 @@
 //! Which pods are ours, and how far each is.
 
 pub mod discovery;
+pub mod probes;
 pub mod record;
 pub mod registry;
 pub mod resolv;

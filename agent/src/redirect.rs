@@ -6,6 +6,7 @@
 mod hooks;
 mod object;
 mod pins;
+mod probes;
 mod steer;
 
 use std::fs::File;
@@ -17,7 +18,8 @@ use aya::maps::{HashMap, Map, MapData, MapError};
 use aya::programs::ProgramError;
 use aya::{Ebpf, EbpfError};
 use loam_ebpf_common::dns::Asked;
-use loam_ebpf_common::layout::{self, Pod, Steered};
+use loam_ebpf_common::layout::{self, Entrance, Pod};
+use loam_ebpf_common::probe::Connection;
 
 use crate::sys::bpf_link;
 use object::Object;
@@ -49,6 +51,11 @@ pub enum RedirectError {
     /// The directory is something else.
     #[error("{0} is not a cgroup v2 directory: name the root of the cgroup2 mount, or the node's own part of it")]
     NotCgroup(PathBuf),
+    /// More than one process would count as the kubelet.
+    #[error(
+        "{0} has cgroups below it ({1}), whose processes would pass for the kubelet: the kubelet needs a cgroup of its own"
+    )]
+    NotLeaf(PathBuf, PathBuf),
     /// There can be one for each bpf file system.
     #[error("another agent already works with {0}")]
     Busy(PathBuf),
@@ -100,6 +107,7 @@ pub struct Redirect {
     object: Object,
     hooks: hooks::Hooks,
     steer: steer::Template,
+    probes: probes::Probes,
     pods: HashMap<MapData, u64, Pod>,
     listeners: MapData,
     exempt: MapData,
@@ -121,11 +129,12 @@ impl Redirect {
         for (to, map) in shared.iter_mut().zip(&maps) {
             *to = map.info().map_err(|e| RedirectError::Map("look at a shared map", e))?.id();
         }
-        let [pods, listeners, exempt, _] = maps;
+        let [pods, listeners, _, exempt, _] = maps;
         let hooks = hooks::Hooks::attach(&mut loaded, &pins, cgroup, &shared)?;
         let steer = steer::Template::new(&mut loaded, shared)?;
+        let probes = probes::Probes::new(&mut loaded, &shared)?;
         let pods = HashMap::try_from(Map::HashMap(pods)).map_err(|e| RedirectError::Map("open map PODS", e))?;
-        Ok(Self { pins, object, hooks, steer, pods, listeners, exempt, _lock: lock })
+        Ok(Self { pins, object, hooks, steer, probes, pods, listeners, exempt, _lock: lock })
     }
 
     /// The maps that the keeper needs: LISTENERS and EXEMPT.
@@ -140,12 +149,20 @@ impl Redirect {
     }
 
     /// Has new connections in a pod's network namespace go to its listeners. Keeps what does so already.
-    pub fn steer(&mut self, pod: &Steered, netns: BorrowedFd<'_>, inode: u64) -> Result<SteerFacts, RedirectError> {
+    pub fn steer(&mut self, pod: &Entrance, netns: BorrowedFd<'_>, inode: u64) -> Result<SteerFacts, RedirectError> {
         self.steer.attach(&self.object, &self.pins, pod, netns, inode)
     }
 
+    /// Takes the processes of this cgroup for the kubelet, or nobody. Says whether anything had to be changed.
+    pub fn follow_kubelet(&mut self, cgroup: Option<&Path>) -> Result<bool, RedirectError> {
+        match cgroup {
+            Some(cgroup) => self.probes.follow(&self.object, &self.pins, cgroup),
+            None => self.probes.leave(&self.pins).map(|()| false),
+        }
+    }
+
     /// What the kernel has for the pod with this index.
-    pub fn steer_facts(&self, pod: &Steered, inode: u64) -> Result<SteerFacts, RedirectError> {
+    pub fn steer_facts(&self, pod: &Entrance, inode: u64) -> Result<SteerFacts, RedirectError> {
         self.steer.look(&self.pins, pod, inode)
     }
 
@@ -202,17 +219,18 @@ pub fn remove_all(bpffs: &Path) -> Result<(), RedirectError> {
 /// The maps of [`layout::SHARED`], in that order.
 fn shared_maps(loaded: &mut Ebpf) -> Result<[MapData; layout::SHARED.len()], RedirectError> {
     let mut take = |name: &'static str| match loaded.take_map(name) {
-        Some(Map::HashMap(map) | Map::SockMap(map) | Map::SkStorage(map)) => Ok(map),
+        Some(Map::HashMap(map) | Map::LruHashMap(map) | Map::SockMap(map) | Map::SkStorage(map)) => Ok(map),
         _ => Err(RedirectError::Missing(name)),
     };
-    let [pods, listeners, exempt, asked] = layout::SHARED.map(&mut take);
-    let (pods, listeners, exempt, asked) = (pods?, listeners?, exempt?, asked?);
+    let [pods, listeners, probes, exempt, asked] = layout::SHARED.map(&mut take);
+    let (pods, listeners, probes, exempt, asked) = (pods?, listeners?, probes?, exempt?, asked?);
     // A pinned map is taken as it is: see that it is the one that this build would make.
     check_layout(layout::PODS, &pods, (8, size_of::<Pod>() as u32, layout::MAX_PODS))?;
     check_layout(layout::LISTENERS, &listeners, (4, 4, layout::MAX_LISTENERS))?;
+    check_layout(layout::PROBES, &probes, (size_of::<Connection>() as u32, 4, layout::MAX_PROBES))?;
     check_layout(layout::EXEMPT, &exempt, (4, 4, 0))?;
     check_layout(layout::ASKED, &asked, (4, size_of::<Asked>() as u32, 0))?;
-    Ok([pods, listeners, exempt, asked])
+    Ok([pods, listeners, probes, exempt, asked])
 }
 
 fn check_layout(name: &'static str, map: &MapData, expected: (u32, u32, u32)) -> Result<(), RedirectError> {

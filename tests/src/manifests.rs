@@ -62,6 +62,8 @@ pub struct PodFacts {
     pub node: Option<String>,
     /// Its containers do not run yet.
     pub starting: bool,
+    /// A port that the kubelet probes.
+    pub probe: Option<u16>,
 }
 
 impl Manifests {
@@ -141,9 +143,13 @@ impl Manifests {
         }
         let _ = write!(
             text,
-            "spec:\n  nodeName: {}\n  serviceAccountName: {account}\n  containers:\n  - name: app\n\
+            "spec:\n  nodeName: {}\n  serviceAccountName: {account}\n  containers:\n  - name: app\n{}\
              status:\n  phase: {}\n",
             facts.node.as_deref().unwrap_or(pod.node()),
+            facts
+                .probe
+                .map(|port| format!("    readinessProbe: {{tcpSocket: {{port: {port}}}}}\n"))
+                .unwrap_or_default(),
             if facts.starting { "Pending" } else { "Running" }
         );
         if let Some(first) = addresses.first() {

@@ -314,6 +314,7 @@ fn spawn_keeper(node: &Node, manifests: &Path, options: &Options) -> Result<Proc
 fn agent_arguments(node: &Node, manifests: &Path) -> Vec<String> {
     let mut arguments = vec!["--node".into(), node.name().to_owned()];
     arguments.extend(["--pods".into(), format!("dir:{}", manifests.display())]);
+    arguments.extend(["--kubelet-cgroup".into(), node.kubelet_cgroup().display().to_string()]);
     arguments.extend(place_arguments(node));
     arguments
 }

@@ -229,6 +229,19 @@ impl Node {
         self.spawn(arguments.first().copied().unwrap_or("tool"), &argv)
     }
 
+    /// Starts our tool on the node as its kubelet, which has a cgroup of its own.
+    pub fn kubelet(&self, arguments: &[&str]) -> Result<Process> {
+        let mut argv = vec![self.lab.tool()?];
+        argv.extend(arguments);
+        let place = Place { netns: Some(self.inner.name.clone()), cgroup: format!("{}/kubelet", self.inner.name) };
+        self.lab.spawn_at(&place, &format!("{}.kubelet", self.inner.name), &argv, &[])
+    }
+
+    /// The cgroup of its kubelet.
+    pub fn kubelet_cgroup(&self) -> PathBuf {
+        self.cgroup().join("kubelet")
+    }
+
     /// Body of a successful HTTP GET from the node.
     pub fn http_get(&self, url: &str) -> Result<String> {
         self.tool(&["get", url])?.output(COMMAND_TIMEOUT)?.success()

@@ -128,6 +128,7 @@ mod tests {
             resolv_conf: Some("/etc/resolv.conf".into()),
             resolv: Some("nameserver 10.0.0.10\n".into()),
             starting: true,
+            probes: vec![8080],
         };
         Record { spec, index: 3, cookie, before: Before::default(), leaving: false }
     }

@@ -146,9 +146,9 @@ impl Entry {
             (None, Some(_)) => Step::Withdraw,
             (None, None) => Step::Forget,
             (Some(Ok(wanted)), Some(place)) if self.captured && !self.stale && *wanted == place.spec => Step::Rest,
-            (Some(Ok(wanted)), _) => Step::Enrol(wanted.clone()),
+            (Some(Ok(wanted)), _) => Step::Enrol(Box::new(wanted.clone())),
             // What it was before it became unreadable stays in force.
-            (Some(Err(_)), Some(place)) if self.stale || !self.captured => Step::Enrol(place.spec.clone()),
+            (Some(Err(_)), Some(place)) if self.stale || !self.captured => Step::Enrol(Box::new(place.spec.clone())),
             (Some(Err(_)), _) => Step::Rest,
         }
     }
@@ -157,7 +157,7 @@ impl Entry {
 enum Step {
     Rest,
     Forget,
-    Enrol(PodSpec),
+    Enrol(Box<PodSpec>),
     Withdraw,
 }
 
@@ -218,7 +218,7 @@ impl Registry {
                     continue;
                 }
                 Step::Withdraw => entry.place.clone().map(Action::Withdraw),
-                Step::Enrol(spec) => self.place(&uid, spec).map(Action::Enrol),
+                Step::Enrol(spec) => self.place(&uid, *spec).map(Action::Enrol),
             };
             let Some(action) = action else { continue };
             self.pods.get_mut(&uid).expect("the key was just listed").busy = true;

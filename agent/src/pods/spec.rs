@@ -5,10 +5,12 @@ use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::Pod;
 use loam_ebpf_common::layout::MAX_ADDRESSES;
+use loam_ebpf_common::probe::MAX_PROBED;
 use loam_manifest::enrol::Wish;
 use loam_node::PodInfo;
 use serde::{Deserialize, Serialize};
 
+use super::probes;
 use super::sandbox::Sandbox;
 
 /// The annotation that names the path of the pod's network namespace.
@@ -50,6 +52,9 @@ pub struct PodSpec {
     /// Whether none of its containers but initial ones ran yet when it was first found.
     #[serde(default)]
     pub starting: bool,
+    /// Its ports that the kubelet dials: at most [`MAX_PROBED`].
+    #[serde(default)]
+    pub probes: Vec<u16>,
 }
 
 impl PodSpec {
@@ -129,6 +134,9 @@ pub enum SpecError {
     /// See [`MAX_ADDRESSES`].
     #[error("status.podIPs has {0} addresses: a pod can have at most {MAX_ADDRESSES}")]
     TooManyAddresses(usize),
+    /// See [`MAX_PROBED`].
+    #[error("its probes are at {0} ports: a pod can have at most {MAX_PROBED}")]
+    TooManyProbes(usize),
 }
 
 impl SpecError {
@@ -180,6 +188,10 @@ impl Rules {
             Some("false") => false,
             Some(other) => return Err(SpecError::BadDnsCapture(shortened(other))),
         };
+        let probes = probes::ports(pod);
+        if probes.len() > MAX_PROBED {
+            return Err(SpecError::TooManyProbes(probes.len()));
+        }
         let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.clone());
         Ok(PodSpec {
             uid: uid(pod),
@@ -192,6 +204,7 @@ impl Rules {
             resolv_conf,
             resolv,
             starting: phase(pod) == Some("Pending"),
+            probes,
         })
     }
 }

@@ -51,8 +51,8 @@ pub(super) fn rank(name: &str) -> Option<usize> {
 
 /// The cgroup whose processes are seen.
 pub(super) struct Cgroup {
-    dir: File,
-    id: u64,
+    pub(super) dir: File,
+    pub(super) id: u64,
 }
 
 impl Cgroup {

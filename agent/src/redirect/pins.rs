@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use loam_ebpf_common::layout;
 use rustix::fs::{FlockOperation, flock, statfs};
 
-use super::{RedirectError, hooks};
+use super::{RedirectError, hooks, probes};
 use crate::sys::bpf_link;
 
 /// `f_type` of a bpf file system, linux/magic.h.
@@ -102,7 +102,7 @@ impl Pins {
         let mut names = self.names()?;
         let rank = |name: &str| match hooks::rank(name) {
             Some(rank) => (0, rank),
-            None if name.starts_with(STEER) => (1, 0),
+            None if name.starts_with(STEER) || name == probes::PROGRAM => (1, 0),
             None if layout::SHARED.contains(&name) => (2, 0),
             None => (3, 0),
         };

@@ -7,7 +7,7 @@ use aya::Ebpf;
 use aya::maps::{Array, Map, MapData};
 use aya::programs::SkLookup;
 use aya::programs::links::FdLink;
-use loam_ebpf_common::layout::{self, Steered};
+use loam_ebpf_common::layout::{self, Entrance};
 use serde::Serialize;
 
 use super::object::Object;
@@ -28,7 +28,7 @@ pub struct SteerFacts {
     pub attached: bool,
     /// Its program is the one of this build, with the maps that everybody shares.
     pub current: bool,
-    /// It knows the pod's index and addresses.
+    /// It knows the pod's index, its addresses and which ports are probed.
     pub configured: bool,
 }
 
@@ -59,17 +59,17 @@ impl Template {
         &self,
         object: &Object,
         pins: &Pins,
-        pod: &Steered,
+        pod: &Entrance,
         netns: BorrowedFd<'_>,
         inode: u64,
     ) -> Result<SteerFacts, RedirectError> {
-        let pin = pins.steer(pod.index());
+        let pin = pins.steer(pod.steered.index());
         let facts = self.look(pins, pod, inode)?;
         if facts.good() {
             return Ok(facts);
         }
         if facts.attached && facts.current {
-            self.own_map(pins, pod.index())?
+            self.own_map(pins, pod.steered.index())?
                 .ok_or(RedirectError::Missing(layout::STEERED))?
                 .set(0, *pod, 0)
                 .map_err(|e| RedirectError::Map("write a pod's map", e))?;
@@ -77,7 +77,7 @@ impl Template {
         }
         let mut loaded = object.load()?;
         let own = loaded.map_mut(layout::STEERED).ok_or(RedirectError::Missing(layout::STEERED))?;
-        Array::<_, Steered>::try_from(own)
+        Array::<_, Entrance>::try_from(own)
             .and_then(|mut own| own.set(0, *pod, 0))
             .map_err(|e| RedirectError::Map("write a pod's map", e))?;
         let program = program(&mut loaded)?;
@@ -101,12 +101,12 @@ impl Template {
     }
 
     /// What the kernel has under this pod's index.
-    pub(super) fn look(&self, pins: &Pins, pod: &Steered, inode: u64) -> Result<SteerFacts, RedirectError> {
-        let Some(info) = pinned(pins, pod.index())? else { return Ok(SteerFacts::NONE) };
+    pub(super) fn look(&self, pins: &Pins, pod: &Entrance, inode: u64) -> Result<SteerFacts, RedirectError> {
+        let Some(info) = pinned(pins, pod.steered.index())? else { return Ok(SteerFacts::NONE) };
         let tag = bpf_link::program(info.program).map_or(0, |program| program.tag);
-        // Of the shared maps it uses LISTENERS only.
-        let current = is_same(info.program, self.tag, &self.shared[1..2], 1);
-        let known = match self.own_map(pins, pod.index())? {
+        // Of the shared maps it uses LISTENERS and PROBES only.
+        let current = is_same(info.program, self.tag, &self.shared[1..3], 2);
+        let known = match self.own_map(pins, pod.steered.index())? {
             Some(own) => own.get(&0, 0).ok(),
             None => None,
         };
@@ -120,7 +120,7 @@ impl Template {
     }
 
     /// The map in which the instance of this index finds its pod.
-    fn own_map(&self, pins: &Pins, index: u32) -> Result<Option<Array<MapData, Steered>>, RedirectError> {
+    fn own_map(&self, pins: &Pins, index: u32) -> Result<Option<Array<MapData, Entrance>>, RedirectError> {
         let Some(info) = pinned(pins, index)? else { return Ok(None) };
         let Ok(program) = bpf_link::program(info.program) else { return Ok(None) };
         let mut own = program.maps.into_iter().filter(|map| !self.shared.contains(map));

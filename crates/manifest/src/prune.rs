@@ -62,6 +62,7 @@ fn pod_spec(spec: PodSpec) -> PodSpec {
 fn container(container: Container) -> Container {
     Container {
         name: container.name,
+        lifecycle: container.lifecycle,
         ports: container.ports,
         restart_policy: container.restart_policy,
         liveness_probe: container.liveness_probe,

@@ -1,6 +1,7 @@
 //! Maps: what they are called, how large they are and why, and what is in them.
 
 use crate::Ip;
+use crate::probe::Probed;
 
 /// Pods that one node can have in the mesh. Kubernetes recommends at most 110 pods per node and large nodes are run
 /// with some 500; twice that costs 100 kB of locked memory.
@@ -20,11 +21,17 @@ pub const LISTENERS: &str = "LISTENERS";
 /// See [`LISTENERS`].
 pub const MAX_LISTENERS: u32 = MAX_PODS * SLOTS_PER_POD;
 
+/// Hash from [`crate::probe::Connection`] to nothing that matters: what the kubelet has open. The oldest entry makes room
+/// for one too many.
+pub const PROBES: &str = "PROBES";
+/// See [`PROBES`]: the probes under way of all pods, and what else the kubelet talks to, many times over.
+pub const MAX_PROBES: u32 = 8192;
+
 /// Storage of sockets that the hooks let pass: those that the keeper made for the ztunnel. It lives and ends with the
 /// socket, so it has no size of its own; how many there are is bounded by the ztunnel's descriptors.
 pub const EXEMPT: &str = "EXEMPT";
 
-/// Array of one [`Steered`]: each pod's instance of `steer` has its own.
+/// Array of one [`Entrance`]: each pod's instance of `steer` has its own.
 pub const STEERED: &str = "STEERED";
 
 /// Storage of sockets that asked a name server: which ones, as [`crate::dns::Asked`]. It has no size of its own, as
@@ -32,7 +39,7 @@ pub const STEERED: &str = "STEERED";
 pub const ASKED: &str = "ASKED";
 
 /// The maps that all instances share and that are pinned.
-pub const SHARED: [&str; 4] = [PODS, LISTENERS, EXEMPT, ASKED];
+pub const SHARED: [&str; 5] = [PODS, LISTENERS, PROBES, EXEMPT, ASKED];
 
 /// Value of [`EXEMPT`].
 pub const EXEMPTED: u32 = 1;
@@ -111,7 +118,17 @@ impl Pod {
     }
 }
 
-/// The pod that one instance of `steer` serves.
+/// The way into the pod that one instance of `steer` serves.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entrance {
+    /// The pod.
+    pub steered: Steered,
+    /// Its ports at which the kubelet reaches the application.
+    pub probed: Probed,
+}
+
+/// A pod's number and addresses.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Steered {
@@ -146,10 +163,10 @@ impl Steered {
 #[cfg(feature = "user")]
 #[expect(unsafe_code, reason = "aya asks for a promise about the bytes of a map's key or value")]
 mod user {
-    // SAFETY: both are `repr(C)`, made of u32 only, so they have no padding and every bit pattern is a value.
+    // SAFETY: it is `repr(C)`, made of u32 only, so it has no padding and every bit pattern is a value.
     unsafe impl aya::Pod for super::Pod {}
-    // SAFETY: as above.
-    unsafe impl aya::Pod for super::Steered {}
+    // SAFETY: `repr(C)`, made of u32 and of an even number of u16 after them, so the same holds.
+    unsafe impl aya::Pod for super::Entrance {}
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ pub mod dns;
 pub mod ip;
 pub mod layout;
 pub mod mark;
+pub mod probe;
 pub mod steer;
 
 pub use ip::Ip;

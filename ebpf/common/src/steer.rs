@@ -1,7 +1,7 @@
 //! Which listener of a pod gets a connection that arrives in its network namespace.
 
 use crate::Ip;
-use crate::layout::{Kind, Steered};
+use crate::layout::{Entrance, Kind};
 
 /// Port of HBONE tunnels.
 pub const HBONE_PORT: u16 = 15008;
@@ -29,9 +29,10 @@ pub enum Verdict {
     Listener(Kind),
 }
 
-/// Decides for one pod.
+/// Decides for one pod. `by_kubelet` says whether it is the kubelet that opened the connection.
 #[inline(always)]
-pub fn decide(pod: &Steered, arrival: &Arrival) -> Verdict {
+pub fn decide(entrance: &Entrance, arrival: &Arrival, by_kubelet: impl FnOnce() -> bool) -> Verdict {
+    let Entrance { steered: pod, probed } = entrance;
     let Arrival { local, local_port, remote, on_loopback } = arrival;
     if *on_loopback {
         let delivery = pod.owns(local) && !pod.owns(remote);
@@ -47,6 +48,7 @@ pub fn decide(pod: &Steered, arrival: &Arrival) -> Verdict {
     }
     match *local_port {
         HBONE_PORT => Verdict::Listener(Kind::Hbone),
+        port if probed.has(port) && by_kubelet() => Verdict::Untouched,
         _ => Verdict::Listener(Kind::Inbound),
     }
 }
@@ -56,16 +58,40 @@ mod tests {
     use core::net::IpAddr;
 
     use super::*;
+    use crate::layout::Steered;
+    use crate::probe::Probed;
 
     fn ip(text: &str) -> Ip {
         text.parse::<IpAddr>().unwrap().into()
     }
 
-    fn check(interface: &str, remote: &str, local: &str, local_port: u16, expected: Verdict) {
-        let pod = Steered::new(7, ["10.0.0.7", "fd00::7"].map(ip)).unwrap();
+    /// The port that the kubelet probes.
+    const PROBED: u16 = 8081;
+
+    fn decided(interface: &str, remote: &str, local: &str, local_port: u16, by_kubelet: bool) -> Verdict {
+        let steered = Steered::new(7, ["10.0.0.7", "fd00::7"].map(ip)).unwrap();
+        let entrance = Entrance { steered, probed: Probed::new(&[PROBED, HBONE_PORT]).unwrap() };
         let on_loopback = interface == "lo";
         let arrival = Arrival { local: ip(local), local_port, remote: ip(remote), on_loopback };
-        assert_eq!(decide(&pod, &arrival), expected, "{remote} -> {local}:{local_port} on {interface}");
+        decide(&entrance, &arrival, || by_kubelet)
+    }
+
+    /// Whoever opened it.
+    fn check(interface: &str, remote: &str, local: &str, local_port: u16, expected: Verdict) {
+        for by_kubelet in [true, false] {
+            let verdict = decided(interface, remote, local, local_port, by_kubelet);
+            assert_eq!(verdict, expected, "{remote} -> {local}:{local_port} on {interface}");
+        }
+    }
+
+    #[test]
+    fn the_kubelet_reaches_what_it_probes_and_nobody_else_does() {
+        for (remote, local) in [("10.0.0.1", "10.0.0.7"), ("fd00::1", "fd00::7")] {
+            assert_eq!(decided("eth0", remote, local, PROBED, true), UNTOUCHED);
+            assert_eq!(decided("eth0", remote, local, PROBED, false), INBOUND);
+            assert_eq!(decided("eth0", remote, local, PROBED + 1, true), INBOUND);
+            assert_eq!(decided("eth0", remote, local, HBONE_PORT, true), HBONE);
+        }
     }
 
     const UNTOUCHED: Verdict = Verdict::Untouched;

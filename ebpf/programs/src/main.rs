@@ -2,7 +2,8 @@
 //!
 //! Nothing here runs for each packet. The connect hooks run once for each `connect()` of the node's processes, the hooks
 //! of messages for each UDP message that is sent to an address or received with one, those of names for each
-//! `getpeername()` and `getsockname()`, and `steer` once for each new connection of one pod. Their decisions are in
+//! `getpeername()` and `getsockname()`, `steer` once for each new connection of one pod, and `kubelet` when one of the
+//! kubelet's connections begins, is there, and ends. Their decisions are in
 //! `loam-ebpf-common`, where they are tested.
 #![no_std]
 #![no_main]
@@ -11,14 +12,15 @@ mod address;
 mod connect;
 mod dns;
 mod error;
+mod kubelet;
 mod maps;
 mod socket;
 mod steer;
 
 use aya_ebpf::bindings::sk_action;
 use aya_ebpf::helpers::generated::bpf_set_retval;
-use aya_ebpf::macros::{cgroup_sock_addr, sk_lookup};
-use aya_ebpf::programs::{SkLookupContext, SockAddrContext};
+use aya_ebpf::macros::{cgroup_sock_addr, sk_lookup, sock_ops};
+use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext};
 
 use crate::address::{read4, read6, write4, write6};
 use crate::error::Refused;
@@ -99,6 +101,14 @@ fn steer(ctx: SkLookupContext) -> u32 {
         Ok(()) => sk_action::SK_PASS,
         Err(_) => sk_action::SK_DROP,
     }
+}
+
+/// What becomes of a TCP connection that a process of the kubelet's cgroup opens.
+#[sock_ops]
+fn kubelet(ctx: SockOpsContext) -> u32 {
+    kubelet::note(&ctx);
+    // Nobody reads it.
+    1
 }
 
 /// What a hook returns that may refuse: go on, or fail with the errno of the refusal.

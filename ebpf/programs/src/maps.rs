@@ -2,12 +2,13 @@
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::bpf_sock;
-use aya_ebpf::btf_maps::{Array, HashMap, SkStorage, SockMap};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, SkStorage, SockMap};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_map_lookup_elem, bpf_sk_release};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::SockAddrContext;
 use loam_ebpf_common::dns::Asked;
-use loam_ebpf_common::layout::{MAX_LISTENERS, MAX_PODS, Pod, Steered};
+use loam_ebpf_common::layout::{Entrance, MAX_LISTENERS, MAX_PODS, MAX_PROBES, Pod};
+use loam_ebpf_common::probe::Connection;
 
 #[btf_map]
 pub(crate) static PODS: HashMap<u64, Pod, { MAX_PODS as usize }> = HashMap::new();
@@ -16,7 +17,10 @@ pub(crate) static PODS: HashMap<u64, Pod, { MAX_PODS as usize }> = HashMap::new(
 pub(crate) static LISTENERS: SockMap<{ MAX_LISTENERS as usize }> = SockMap::new();
 
 #[btf_map]
-pub(crate) static STEERED: Array<Steered, 1> = Array::new();
+pub(crate) static PROBES: LruHashMap<Connection, u32, { MAX_PROBES as usize }> = LruHashMap::new();
+
+#[btf_map]
+pub(crate) static STEERED: Array<Entrance, 1> = Array::new();
 
 #[btf_map]
 pub(crate) static EXEMPT: SkStorage<u32> = SkStorage::new();

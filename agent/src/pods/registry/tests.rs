@@ -24,6 +24,7 @@ fn spec(name: &str, address: &str) -> PodSpec {
         resolv_conf: None,
         resolv: None,
         starting: false,
+        probes: Vec::new(),
     }
 }
 
