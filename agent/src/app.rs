@@ -10,14 +10,18 @@ use anyhow::{Context as _, Result};
 use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
 use loam_kube::{Objects, Selection, Updates};
+use loam_manifest::enrol::EXCLUDED_NAMESPACES;
 use loam_manifest::{Kind, Manifests, Source as Manifest};
 use loam_node::{AGENT_SOCKET, AgentClient, ClientError};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
 use crate::cleanup;
+use crate::cni::waiting::{Verdict, Waiting};
+use crate::cni::{self, Question};
 use crate::config::Run;
 use crate::enrol::{self, EnrolError, Enrolled, Kit, PodFacts};
 use crate::keeper_link::{KeeperLink, maintain};
@@ -63,6 +67,19 @@ pub async fn run(config: Run) -> Result<()> {
     let [listeners, exempt] = stores(&redirect).context("share the maps")?;
     let keeper = tokio::spawn(maintain(config.run_dir.join(AGENT_SOCKET), listeners, exempt, filler));
 
+    let (asked, questions) = mpsc::channel(cni::serve::MAX_QUESTIONS);
+    let socket = config.run_dir.join(loam_cni::SOCKET);
+    let listener = cni::serve::listen(&socket).with_context(|| format!("listen at {}", socket.display()))?;
+    tokio::spawn(cni::serve::serve(listener, Processes::new(PROC), asked));
+    let (told, cni_problem) = watch::channel(None);
+    if let (Some(bin_dir), Some(conf_dir)) = (&config.cni_bin_dir, &config.cni_conf_dir) {
+        let place = cni::install::Place { bin_dir: bin_dir.clone(), conf_dir: conf_dir.clone() };
+        let program =
+            std::env::current_exe().context("find the plugin beside the agent")?.with_file_name(loam_cni::NAME);
+        let entry = loam_cni::plugin::entry(&config.cni_socket, &config.daemon_set.0, &EXCLUDED_NAMESPACES);
+        tokio::spawn(async move { place.keep(&program, &entry, told).await });
+    }
+
     let (client, updates, guide) = match &config.pods {
         Manifest::Dir(dir) => (None, Updates::Dir(Manifests::stream(dir).await?), Guide::Annotations),
         Manifest::Kubernetes => {
@@ -98,6 +115,9 @@ pub async fn run(config: Run) -> Result<()> {
         start_ms,
         run_dir: config.run_dir,
         cgroup: config.cgroup,
+        questions,
+        waiting: Waiting::default(),
+        cni_problem,
         kubelet_cgroup: config.kubelet_cgroup,
         status_due: None,
     };
@@ -149,6 +169,12 @@ struct Agent {
     run_dir: PathBuf,
     /// Where cgroups are mounted.
     cgroup: PathBuf,
+    /// What the CNI plugin asks.
+    questions: mpsc::Receiver<Question>,
+    /// Those that cannot be answered yet.
+    waiting: Waiting,
+    /// Why the plugin is not in the node's chain.
+    cni_problem: watch::Receiver<Option<String>>,
     /// The kubelet's, if it need not be found.
     kubelet_cgroup: Option<PathBuf>,
     status_due: Option<Instant>,
@@ -195,6 +221,7 @@ impl Agent {
                 self.source.place(spec.uid.clone(), Sandbox::recorded(&spec));
             }
             info!(pod = %spec, index, captured = is_captured, "taking over a pod");
+            self.source.place(spec.uid.clone(), Sandbox::recorded(&spec));
             self.registry.adopt(Place { spec, index, netns, cookie: Some(cookie) }, is_captured);
         }
         // Without a record nobody knows whose it is, and it must not be given to another.
@@ -214,9 +241,16 @@ impl Agent {
         verify.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.changed();
         loop {
+            self.answer();
             self.take_steps();
             self.begin_search();
-            let due = [self.registry.due_at(), self.status_due, self.search.due_at(), self.notices.due_at()];
+            let due = [
+                self.registry.due_at(),
+                self.status_due,
+                self.search.due_at(),
+                self.notices.due_at(),
+                self.waiting.due_at(),
+            ];
             let due = due.into_iter().flatten().min();
             let wake = pin!(async {
                 match due {
@@ -241,6 +275,8 @@ impl Agent {
                     Err(error) => std::panic::resume_unwind(error.into_panic()),
                 },
                 Some(Ok(written)) = self.writes.join_next() => self.take_written(written),
+                Some(question) = self.questions.recv() => self.waiting.take(question, Instant::now()),
+                Ok(()) = self.cni_problem.changed() => self.changed(),
                 client = self.kit.keeper.changed() => self.take_keeper(client),
                 _ = verify.tick() => self.verify().await,
                 () = wake => {
@@ -275,6 +311,20 @@ impl Agent {
             self.search.want(self.source.missing(), Instant::now());
         }
         self.changed();
+    }
+
+    /// Answers the plugin as far as there are answers.
+    fn answer(&mut self) {
+        let (source, registry) = (&mut self.source, &self.registry);
+        let mut moved = false;
+        self.waiting.answer(Instant::now(), |question| {
+            let verdict = Verdict::of(question, source, registry);
+            moved |= verdict == Verdict::Moved;
+            verdict
+        });
+        if moved {
+            self.want();
+        }
     }
 
     fn unwatched(&mut self) {
@@ -541,8 +591,10 @@ impl Agent {
         }
         self.status_due = None;
         let waiting = (!self.begun).then(|| format!("waiting for {}: which pods are here is not known yet", self.pods));
+        let cni_problem = self.cni_problem.borrow().clone();
         let registry = &self.registry;
         self.memory.retain(|uid, _| registry.place_of(uid).is_some());
+        let own = self.problems.iter();
         let status = Status {
             node: self.kit.node.to_string(),
             pid: std::process::id(),
@@ -552,7 +604,7 @@ impl Agent {
             programs: FORM,
             hooks: self.hooks.clone(),
             keeper: self.kit.keeper.client().is_some(),
-            problems: self.problems.iter().chain(&self.hook_problem).chain(&waiting).cloned().collect(),
+            problems: own.chain(&self.hook_problem).chain(&waiting).chain(&cni_problem).cloned().collect(),
             pods: status::pods(&self.registry, &self.memory),
         };
         if let Err(error) = status::write(&self.run_dir, &status) {

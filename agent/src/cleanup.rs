@@ -13,6 +13,7 @@ use rustix::fs::{FlockOperation, flock};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::cni::install::Place;
 use crate::config::Cleanup;
 use crate::enrol::{EnrolError, same, tidy};
 use crate::keeper::{self, LOCK_FILE};
@@ -46,12 +47,17 @@ pub async fn run(config: &Cleanup) -> Result<()> {
     sysctl::unlock()?;
     // Without the directory there never was an agent in it.
     let locks = if config.run_dir.is_dir() { Some(ended(config).await?) } else { None };
+    // First of all: nobody answers the plugin any more, and pods could not be made.
+    if let (Some(bin_dir), Some(conf_dir)) = (&config.cni_bin_dir, &config.cni_conf_dir) {
+        let place = Place { bin_dir: bin_dir.clone(), conf_dir: conf_dir.clone() };
+        place.leave().context("take the CNI plugin away")?;
+    }
     redirect::remove_all(&config.bpffs).context("detach the programs")?;
     if let Some(records) = Records::find(&config.run_dir) {
         take_back(&records, Duration::from_secs(config.wait)).await?;
         records.remove_all().context("remove the records")?;
     }
-    for name in [status::FILE, LOCK, LOCK_FILE, AGENT_SOCKET, ZTUNNEL_SOCKET] {
+    for name in [status::FILE, LOCK, LOCK_FILE, AGENT_SOCKET, ZTUNNEL_SOCKET, loam_cni::SOCKET] {
         match std::fs::remove_file(config.run_dir.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("remove {name} in {}", config.run_dir.display()));

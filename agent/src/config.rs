@@ -67,10 +67,41 @@ pub struct Run {
     /// that are probed past the mesh. Found by the process's name when left out.
     #[arg(long, env = "LOAM_KUBELET_CGROUP", value_name = "PATH")]
     pub kubelet_cgroup: Option<PathBuf>,
+    /// Directory of the node's CNI plugins, such as /opt/cni/bin: with it and --cni-conf-dir the plugin loam-cni is
+    /// installed, so that no pod of the mesh starts before it is captured.
+    #[arg(long, env = "LOAM_CNI_BIN_DIR", value_name = "PATH", requires = "cni_conf_dir")]
+    pub cni_bin_dir: Option<PathBuf>,
+    /// Directory of the node's network configurations, such as /etc/cni/net.d.
+    #[arg(long, env = "LOAM_CNI_CONF_DIR", value_name = "PATH", requires = "cni_bin_dir")]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// The socket on which the plugin asks, as the node names it: in another place than the run directory if that is
+    /// mounted elsewhere there.
+    #[arg(long, env = "LOAM_CNI_SOCKET", value_name = "PATH", default_value = "/run/loam/cni.sock")]
+    pub cni_socket: PathBuf,
+    /// The agent's own DaemonSet, as namespace/name: its pods start without being asked about.
+    #[arg(long, env = "LOAM_DAEMON_SET", value_name = "NAMESPACE/NAME", default_value = "istio-system/ztunnel")]
+    pub daemon_set: DaemonSetName,
     /// Whether what pods ask name servers goes to the ztunnel, which answers for the mesh; a pod's annotation
     /// `ambient.istio.io/dns-capture` counts for more.
     #[arg(long, env = "LOAM_DNS_CAPTURE", value_name = "BOOL", action = ArgAction::Set, default_value_t = true)]
     pub dns_capture: bool,
+}
+
+/// A DaemonSet, as namespace/name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DaemonSetName(pub loam_cni::plugin::DaemonSet);
+
+impl std::str::FromStr for DaemonSetName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('/') {
+            Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+                Ok(Self(loam_cni::plugin::DaemonSet { namespace: namespace.into(), name: name.into() }))
+            }
+            _ => Err(format!("{text:?} is not NAMESPACE/NAME")),
+        }
+    }
 }
 
 /// Settings of `status`.
@@ -105,6 +136,12 @@ pub struct Cleanup {
     /// The cgroup v2 directory that `run` was given; links know where they are attached, so nothing is read from it.
     #[arg(long, env = "LOAM_CGROUP", default_value = CGROUP)]
     pub cgroup: PathBuf,
+    /// Directory of the node's CNI plugins that `run` was given; the plugin is taken away from there.
+    #[arg(long, env = "LOAM_CNI_BIN_DIR", value_name = "PATH", requires = "cni_conf_dir")]
+    pub cni_bin_dir: Option<PathBuf>,
+    /// Directory of the node's network configurations that `run` was given; the plugin is taken out of the chain there.
+    #[arg(long, env = "LOAM_CNI_CONF_DIR", value_name = "PATH", requires = "cni_bin_dir")]
+    pub cni_conf_dir: Option<PathBuf>,
     /// Seconds to wait for connections through the mesh to end before they are reset.
     #[arg(long, default_value_t = 5)]
     pub wait: u64,

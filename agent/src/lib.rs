@@ -22,10 +22,12 @@
 //! |---|---|
 //! | `/sys/fs/bpf` | pins that outlive the container. A bpf file system must be mounted there already |
 //! | `/sys/fs/cgroup` | the root of cgroup v2, at another place than the container's own; `--cgroup` says where |
+//! | `/opt/cni/bin`, `/etc/cni/net.d` | the CNI plugin; `--cni-bin-dir` and `--cni-conf-dir` say where they are |
 //! | `/run/loam` | the sockets, the status and the records of pods; the ztunnel's container has it, too |
 
 pub mod app;
 pub mod cleanup;
+pub mod cni;
 pub mod config;
 pub mod enrol;
 pub mod keeper;

@@ -86,6 +86,11 @@ impl Processes {
         found
     }
 
+    /// Where the network namespace with this inode number is mounted on the node.
+    pub fn mounted_at(&self, inode: u64) -> Option<PathBuf> {
+        self.mounted().remove(&inode).filter(|path| is_inode(path, inode))
+    }
+
     fn pids(&self) -> impl Iterator<Item = u32> {
         let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).take(MAX_PROCESSES)
@@ -116,7 +121,7 @@ impl Processes {
             return None;
         }
         // What the runtime mounted stays for as long as the sandbox does, whatever becomes of the process.
-        let mounted = mounted.get(&inode).filter(|path| fs::metadata(path).is_ok_and(|found| found.ino() == inode));
+        let mounted = mounted.get(&inode).filter(|path| is_inode(path, inode));
         let netns = mounted.cloned().unwrap_or_else(|| self.0.join(format!("{pid}/ns/net")));
         Some(Ok(Found { netns, process }))
     }
@@ -181,6 +186,10 @@ fn started(process: &OwnedFd) -> Option<u64> {
 fn netns(process: &OwnedFd) -> rustix::io::Result<u64> {
     let file = openat(process, "ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     Ok(fstat(file)?.st_ino)
+}
+
+fn is_inode(path: &Path, inode: u64) -> bool {
+    fs::metadata(path).is_ok_and(|found| found.ino() == inode)
 }
 
 fn read_at(directory: impl AsFd, name: &str) -> io::Result<String> {

@@ -50,7 +50,7 @@ struct Component {
 
 const COMPONENTS: [Component; 4] = [
     Component { name: "loam-controller", programs: &["loam-controller"], user: "65532:65532" },
-    Component { name: "loam-agent", programs: &["loam-agent"], user: "0:0" },
+    Component { name: "loam-agent", programs: &["loam-agent", "loam-cni"], user: "0:0" },
     Component { name: "loam-ztunnel", programs: &["loam-ztunnel"], user: "1337:1337" },
     Component { name: "loam-bookinfo", programs: &["loam-bookinfo"], user: "65532:65532" },
 ];

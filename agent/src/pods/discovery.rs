@@ -39,7 +39,7 @@ async fn sandbox((uid, found): (Uid, Result<Found, HiddenError>)) -> (Uid, Resul
         Ok(found) => {
             let netns = found.netns.clone();
             let resolv_conf = resolv_conf(&uid, found).await;
-            (uid, Ok(Sandbox { netns, resolv_conf }))
+            (uid, Ok(Sandbox { netns, resolv_conf, ..Sandbox::default() }))
         }
         Err(error) => (uid, Err(error.to_string())),
     }

@@ -1,6 +1,7 @@
 //! What the manifests say about the pods of this node.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
 
 use k8s_openapi::api::core::v1::Pod as Manifest;
 use loam_manifest::enrol::{Why, Wish, namespace_in};
@@ -19,6 +20,17 @@ pub struct Pod {
     pub title: String,
     /// What is known of it.
     pub spec: Result<PodSpec, SpecError>,
+}
+
+/// What is known of a pod by its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing yet, or only of another pod of that name.
+    Unknown,
+    /// It does not belong to the mesh here.
+    Outside,
+    /// It belongs to the mesh.
+    Ours(Uid),
 }
 
 /// Objects as far as they decide which pods are ours.
@@ -96,6 +108,39 @@ impl Source {
     /// Notes where a pod is.
     pub fn place(&mut self, uid: Uid, sandbox: Sandbox) {
         self.sandboxes.insert(uid, Ok(sandbox));
+    }
+
+    /// Whether this is where the pod is known to be.
+    pub fn is_placed(&self, uid: &Uid, sandbox: &Sandbox) -> bool {
+        let same = |known: &Sandbox| known.netns == sandbox.netns && known.addresses == sandbox.addresses;
+        matches!(self.sandboxes.get(uid), Some(Ok(known)) if same(known))
+    }
+
+    /// Forgets where a pod was, if that is still what is known.
+    pub fn displace(&mut self, namespace: &str, name: &str, netns: &Path) {
+        let Some(uid) = self.named(namespace, name).map(uid) else { return };
+        if matches!(self.sandboxes.get(&uid), Some(Ok(sandbox)) if sandbox.netns == netns) {
+            self.sandboxes.remove(&uid);
+        }
+    }
+
+    /// How the pod of this name stands. With a uid no other pod of the name is meant.
+    pub fn standing(&self, namespace: &str, name: &str, asked: &str) -> Standing {
+        let is_meant = |pod: &&Manifest| asked.is_empty() || pod.metadata.uid.as_deref().is_none_or(|uid| uid == asked);
+        let Some(pod) = self.named(namespace, name).filter(is_meant) else { return Standing::Unknown };
+        let wish = Wish::of(pod);
+        let belongs = |namespace_in| wish.under(namespace_in).is_ok();
+        match self.namespaces.get(namespace) {
+            // Nothing depends on it for a pod that says for itself.
+            None if belongs(true) != belongs(false) => Standing::Unknown,
+            known if belongs(known.copied().unwrap_or(false)) => Standing::Ours(uid(pod)),
+            _ => Standing::Outside,
+        }
+    }
+
+    fn named(&self, namespace: &str, name: &str) -> Option<&Manifest> {
+        let mut pods = self.pods.iter().filter(|(key, _)| *key.namespace == *namespace && *key.name == *name);
+        pods.next().map(|(_, pod)| &**pod)
     }
 
     /// Notes what a search found of a pod, if the pod is still here. Where it is known to be counts for more, since its
@@ -196,6 +241,37 @@ status: {podIPs: [{ip: 10.0.0.7}]}
     }
 
     #[test]
+    fn a_pod_that_is_asked_about_stands_as_its_labels_and_its_namespace_say() {
+        let mut source = source(Guide::Annotations);
+        let standing = |source: &Source, uid| source.standing("shop", "web", uid);
+        source.apply(object(&POD.replace("name: web,", "name: web, uid: u-1,")));
+        assert_eq!(standing(&source, "u-1"), Standing::Unknown, "its namespace is not known");
+        source.apply(namespace(""));
+        assert_eq!(standing(&source, "u-1"), Standing::Outside);
+        source.apply(namespace("istio.io/dataplane-mode: ambient"));
+        assert_eq!(standing(&source, "u-1"), Standing::Ours("u-1".into()));
+        assert_eq!(standing(&source, "u-2"), Standing::Unknown, "it is a former pod of that name that is known");
+        assert_eq!(source.standing("shop", "other", ""), Standing::Unknown);
+        for (mode, expected) in [("none", Standing::Outside), ("ambient", Standing::Ours("lone/web".into()))] {
+            let labelled = format!("name: web, namespace: lone, labels: {{istio.io/dataplane-mode: {mode}}},");
+            source.apply(object(&POD.replace("name: web, namespace: shop,", &labelled)));
+            assert_eq!(source.standing("lone", "web", ""), expected, "whatever its namespace says");
+        }
+    }
+
+    #[test]
+    fn a_sandbox_that_goes_is_forgotten_unless_another_one_came() {
+        let mut source = source(Guide::Node);
+        source.apply(object(POD));
+        let sandbox = |netns: &str| Sandbox { netns: netns.into(), ..Sandbox::default() };
+        source.place("shop/web".into(), sandbox("/b"));
+        source.displace("shop", "web", Path::new("/a"));
+        assert!(source.is_placed(&"shop/web".into(), &sandbox("/b")));
+        source.displace("shop", "web", Path::new("/b"));
+        assert!(!source.is_placed(&"shop/web".into(), &sandbox("/b")));
+    }
+
+    #[test]
     fn a_pod_that_is_deleted_or_moves_away_is_let_go() {
         let mut source = source(Guide::Annotations);
         source.apply(namespace("istio.io/dataplane-mode: ambient"));
@@ -214,7 +290,7 @@ status: {podIPs: [{ip: 10.0.0.7}]}
         source.apply(object(POD));
         let web = || Uid::from("shop/web");
         let missing = |source: &Source| source.missing().into_iter().next();
-        let sandbox = |netns: &str, resolv_conf| Ok(Sandbox { netns: netns.into(), resolv_conf });
+        let sandbox = |netns: &str, resolv_conf| Ok(Sandbox { netns: netns.into(), resolv_conf, ..Sandbox::default() });
         assert_eq!(missing(&source), Some(web()));
         source.found(&web(), Err("no way in".into()));
         assert_eq!(missing(&source), Some(web()));
@@ -242,7 +318,7 @@ status: {podIPs: [{ip: 10.0.0.7}]}
     fn what_a_predecessor_knew_of_pods_that_are_gone_is_forgotten() {
         let mut source = source(Guide::Node);
         for uid in ["shop/web", "shop/gone"] {
-            source.place(uid.into(), Sandbox { netns: "/a".into(), resolv_conf: ResolvConf::Unknown });
+            source.place(uid.into(), Sandbox { netns: "/a".into(), ..Sandbox::default() });
         }
         source.apply(object(POD));
         source.settle();

@@ -105,7 +105,9 @@ pub struct Rules {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
     /// Nobody says where it is.
-    #[error("the pod has no annotation {NETNS_ANNOTATION} with the path of its network namespace")]
+    #[error(
+        "nobody says where the pod's network namespace is: neither the annotation {NETNS_ANNOTATION} nor the CNI plugin"
+    )]
     NoNetns,
     /// It was not found yet.
     #[error(
@@ -170,17 +172,21 @@ impl Rules {
 
     fn read(&self, pod: &Pod, sandbox: Option<&Result<Sandbox, String>>) -> Result<PodSpec, SpecError> {
         let metadata = &pod.metadata;
-        // Before where it is, since a pod without an address is not there to be found yet.
-        let addresses = addresses(pod)?;
-        let (netns, resolv_conf, resolv) = match (self.guide, sandbox) {
-            (Guide::Annotations, _) => {
-                let netns = path(pod, NETNS_ANNOTATION)?.ok_or(SpecError::NoNetns)?;
-                (netns, path(pod, RESOLV_CONF_ANNOTATION)?, None)
-            }
-            (Guide::Node, Some(Ok(sandbox))) => (sandbox.netns.clone(), None, sandbox.resolv_conf.text()),
-            (Guide::Node, Some(Err(why))) => return Err(SpecError::Hidden(why.clone())),
-            (Guide::Node, None) => return Err(SpecError::NoProcess),
+        let (netns, resolv_conf) = match self.guide {
+            Guide::Annotations => (path(pod, NETNS_ANNOTATION)?, path(pod, RESOLV_CONF_ANNOTATION)?),
+            Guide::Node => (None, None),
         };
+        // What the pod says where it may counts for more than its sandbox.
+        let found = sandbox.and_then(|sandbox| sandbox.as_ref().ok()).filter(|_| netns.is_none());
+        // Before where it is, since a pod without an address is not there to be found yet.
+        let addresses = addresses(pod, found)?;
+        let netns =
+            netns.or_else(|| found.map(|found| found.netns.clone())).ok_or_else(|| match (self.guide, sandbox) {
+                (Guide::Annotations, _) => SpecError::NoNetns,
+                (Guide::Node, Some(Err(why))) => SpecError::Hidden(why.clone()),
+                (Guide::Node, _) => SpecError::NoProcess,
+            })?;
+        let resolv = found.and_then(|found| found.resolv_conf.text());
         let dns = match annotation(pod, DNS_CAPTURE_ANNOTATION) {
             // Who does not know the pod's servers could only answer for names of the mesh, and all others would be lost.
             None => self.dns && (resolv_conf.is_some() || resolv.is_some()),
@@ -203,7 +209,7 @@ impl Rules {
             dns,
             resolv_conf,
             resolv,
-            starting: phase(pod) == Some("Pending"),
+            starting: phase(pod) == Some("Pending") || found.is_some_and(|found| found.starting),
             probes,
         })
     }
@@ -247,7 +253,20 @@ fn shortened(text: &str) -> String {
     text.chars().take(128).collect()
 }
 
-fn addresses(pod: &Pod) -> Result<Vec<IpAddr>, SpecError> {
+fn addresses(pod: &Pod, sandbox: Option<&Sandbox>) -> Result<Vec<IpAddr>, SpecError> {
+    let stated = stated_addresses(pod);
+    let Some(sandbox) = sandbox.filter(|sandbox| (1..=MAX_ADDRESSES).contains(&sandbox.addresses.len())) else {
+        return stated;
+    };
+    match &stated {
+        // The same in another order is no change.
+        Ok(stated) if stated.iter().any(|address| !sandbox.addresses.contains(address)) => Ok(stated.clone()),
+        Ok(_) | Err(SpecError::NoAddress) => Ok(sandbox.addresses.clone()),
+        Err(_) => stated,
+    }
+}
+
+fn stated_addresses(pod: &Pod) -> Result<Vec<IpAddr>, SpecError> {
     let status = pod.status.as_ref();
     let many = status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten().map(|ip| ip.ip.as_str());
     let one = status.and_then(|status| status.pod_ip.as_deref());
@@ -346,7 +365,7 @@ mod tests {
         let read = |sandbox: Option<Result<Sandbox, String>>| rules.eligible(&named, true, sandbox.as_ref()).unwrap();
         assert_eq!(read(None), Err(SpecError::NoProcess));
         assert_eq!(read(Some(Err("no way in".into()))), Err(SpecError::Hidden("no way in".into())));
-        let sandbox = |resolv_conf| Sandbox { netns: "/proc/9/ns/net".into(), resolv_conf };
+        let sandbox = |resolv_conf| Sandbox { netns: "/proc/9/ns/net".into(), resolv_conf, ..Sandbox::default() };
         for (resolv_conf, resolv) in [
             (ResolvConf::Text("nameserver 10.0.0.10".into()), Some("nameserver 10.0.0.10".to_owned())),
             (ResolvConf::Unknown, None),
@@ -358,6 +377,30 @@ mod tests {
         }
         // Nothing is looked for before it can be there.
         assert_eq!(rules.eligible(&pod("", ""), true, None), Some(Err(SpecError::NoAddress)));
+    }
+
+    #[test]
+    fn a_sandbox_says_where_a_pod_is_and_its_annotation_counts_for_more_where_it_counts() {
+        let addresses = ["fd00::7", "10.0.0.7"].map(|ip| ip.parse::<IpAddr>().unwrap());
+        let sandbox = Ok(Sandbox {
+            netns: "/run/netns/s".into(),
+            addresses: addresses.into(),
+            starting: true,
+            ..Sandbox::default()
+        });
+        for guide in [Guide::Annotations, Guide::Node] {
+            let rules = Rules { guide, ..rules("n1", true) };
+            let read = |metadata: &str, status: &str| {
+                rules.eligible(&pod(metadata, status), true, Some(&sandbox)).unwrap().unwrap()
+            };
+            let made = read("", "");
+            assert_eq!(made.netns, PathBuf::from("/run/netns/s"));
+            assert_eq!((&made.addresses[..], made.starting), (&addresses[..], true));
+            assert_eq!(read("", IPS).addresses, addresses, "the same in another order");
+            assert_eq!(read("", "podIPs: [{ip: 10.0.0.8}]").addresses, ["10.0.0.8".parse::<IpAddr>().unwrap()]);
+            let expected = if guide == Guide::Annotations { "/run/netns/web" } else { "/run/netns/s" };
+            assert_eq!(read(NETNS, IPS).netns, PathBuf::from(expected));
+        }
     }
 
     #[test]

@@ -106,6 +106,8 @@ fn where_the_runtime_mounted_the_namespace_counts_for_more_than_a_process_that_m
     fs::remove_file(mounted.join("cni-a")).unwrap();
     fs::hard_link(machine.0.join("pods"), mounted.join("cni-a")).unwrap();
     assert_eq!(machine.netns().as_deref(), Some("proc/1/root/run/netns/cni-a"));
+    assert_eq!(Processes::new(machine.proc()).mounted_at(inode), Some(mounted.join("cni-a")));
+    assert_eq!(Processes::new(machine.proc()).mounted_at(inode + 1), None);
 }
 
 #[test]

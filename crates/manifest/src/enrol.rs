@@ -12,7 +12,7 @@ pub const MODE_LABEL: &str = "istio.io/dataplane-mode";
 const SIDECAR_ANNOTATION: &str = "sidecar.istio.io/status";
 
 /// Namespaces that are never enrolled: the node itself depends on what runs in them.
-const EXCLUDED_NAMESPACES: [&str; 1] = ["kube-system"];
+pub const EXCLUDED_NAMESPACES: [&str; 1] = ["kube-system"];
 
 /// What a pod says about the mesh. With what its namespace says it decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

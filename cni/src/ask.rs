@@ -1,0 +1,89 @@
+//! What the plugin asks the agent: one line of JSON each way on a unix socket.
+
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Largest line of either side.
+pub const MAX_LINE_BYTES: u64 = 64 * 1024;
+
+/// How long the agent may take to bring a pod into the mesh.
+pub const ENROL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the plugin waits for an answer; the agent's own bound comes first, since it knows what it waited for.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(12);
+
+/// A question.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "camelCase")]
+pub enum Ask {
+    /// Bring this pod into the mesh if it belongs there, and answer when it is.
+    Add(Sandbox),
+    /// Is this pod as it should be?
+    Check(Sandbox),
+    /// This pod's sandbox goes.
+    Delete(Sandbox),
+}
+
+/// The sandbox of a pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Sandbox {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub name: String,
+    /// The pod's Kubernetes UID; empty where the runtime does not tell.
+    #[serde(default)]
+    pub uid: String,
+    /// Path of its network namespace, as the node sees it.
+    pub netns: PathBuf,
+    /// Inode number of that, by which the agent knows it under another path; 0 if it is gone.
+    #[serde(default)]
+    pub inode: u64,
+    /// The pod's addresses, as the plugins before gave them.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+}
+
+/// An answer: empty, or why not.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Answer {
+    /// Why the pod is not as it should be; empty if nothing is wrong.
+    #[serde(default)]
+    pub error: String,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+#[error("ask the agent at {socket} whether the pod is in the mesh: {why}; see that the Loam agent runs on this node")]
+pub struct AskError {
+    /// Where the agent should listen.
+    pub socket: PathBuf,
+    /// What happened.
+    pub why: io::Error,
+}
+
+/// Asks the agent that listens at `socket`.
+pub fn ask(socket: &Path, question: &Ask, wait: Duration) -> Result<Answer, AskError> {
+    exchange(socket, question, wait).map_err(|why| AskError { socket: socket.to_owned(), why })
+}
+
+fn exchange(socket: &Path, question: &Ask, wait: Duration) -> io::Result<Answer> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(wait))?;
+    stream.set_write_timeout(Some(wait))?;
+    let mut line = serde_json::to_vec(question)?;
+    line.push(b'\n');
+    stream.write_all(&line)?;
+    let mut answer = String::new();
+    BufReader::new(stream.take(MAX_LINE_BYTES)).read_line(&mut answer)?;
+    match answer.is_empty() {
+        true => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection without an answer")),
+        false => Ok(serde_json::from_str(&answer)?),
+    }
+}
