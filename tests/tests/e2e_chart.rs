@@ -104,7 +104,7 @@ fn a_value_of_the_wrong_type_and_a_name_that_no_value_has_are_refused_by_their_p
     on_cluster(|_| {
         for (setting, named) in [
             ("controller.replicas=many", "/controller/replicas"),
-            ("node.cgroup=relative", "/node/cgroup"),
+            ("node.cni.binDir=relative", "/node/cni/binDir"),
             ("mesh.outboundTrafficPolicy=SOME", "/mesh/outboundTrafficPolicy"),
             ("controler.replicas=2", "controler"),
             ("node.ztunel.workerThreads=2", "ztunel"),

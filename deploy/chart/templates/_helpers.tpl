@@ -90,6 +90,16 @@ seLinuxOptions:
   hostPath:
     path: {{ .Values.node.cgroup }}
     type: Directory
+{{- if .Values.node.cni.enabled }}
+- name: cni-bin
+  hostPath:
+    path: {{ .Values.node.cni.binDir }}
+    type: DirectoryOrCreate
+- name: cni-conf
+  hostPath:
+    path: {{ .Values.node.cni.confDir }}
+    type: DirectoryOrCreate
+{{- end }}
 {{- end }}
 
 {{- define "loam.nodeMounts" -}}
@@ -98,6 +108,12 @@ seLinuxOptions:
 - name: cgroup
   mountPath: /host/cgroup
   readOnly: true
+{{- if .Values.node.cni.enabled }}
+- name: cni-bin
+  mountPath: /host/cni/bin
+- name: cni-conf
+  mountPath: /host/cni/net.d
+{{- end }}
 {{- end }}
 
 {{- define "loam.nodeEnv" -}}
@@ -107,6 +123,12 @@ seLinuxOptions:
   value: {{ .Values.log.format }}
 - name: LOAM_CGROUP
   value: /host/cgroup
+{{- if .Values.node.cni.enabled }}
+- name: LOAM_CNI_BIN_DIR
+  value: /host/cni/bin
+- name: LOAM_CNI_CONF_DIR
+  value: /host/cni/net.d
+{{- end }}
 {{- end }}
 
 {{/* Whether to render a definition: not one that somebody else installed. Takes the root and the definition's name. */}}
