@@ -221,7 +221,6 @@ impl Agent {
                 self.source.place(spec.uid.clone(), Sandbox::recorded(&spec));
             }
             info!(pod = %spec, index, captured = is_captured, "taking over a pod");
-            self.source.place(spec.uid.clone(), Sandbox::recorded(&spec));
             self.registry.adopt(Place { spec, index, netns, cookie: Some(cookie) }, is_captured);
         }
         // Without a record nobody knows whose it is, and it must not be given to another.
