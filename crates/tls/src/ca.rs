@@ -52,6 +52,13 @@ pub enum SignError {
     Failed(String),
 }
 
+impl SignError {
+    /// The request did not get to the CA.
+    pub fn is_unheard(&self) -> bool {
+        matches!(self, Self::Channel(_) | Self::Token { .. } | Self::Unreachable(_))
+    }
+}
+
 /// Somebody who signs requests for certificates.
 pub trait SignCsr: Send + Sync + 'static {
     /// Asks for a certificate that proves `identity` for the key in `csr_pem`.

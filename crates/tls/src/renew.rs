@@ -16,6 +16,9 @@ pub const MAX_CONCURRENT: usize = 8;
 pub const MIN_BACKOFF: Duration = Duration::from_millis(500);
 /// Longest distance of retries.
 pub const MAX_BACKOFF: Duration = Duration::from_secs(150);
+/// Longest distance of retries while requests do not even get to the CA. They cost it nothing, and pods wait for it: it
+/// may be starting, or the root file may still be that of an authority before it.
+pub const MAX_UNHEARD_BACKOFF: Duration = Duration::from_secs(15);
 /// Back-offs are spread by this part of themselves, so that nodes that failed together do not return together.
 const BACKOFF_JITTER: f64 = 0.2;
 /// Part of the remaining life after which a certificate is renewed.
@@ -36,6 +39,15 @@ pub struct Now {
     pub instant: Instant,
     /// For validity.
     pub wall: SystemTime,
+}
+
+/// Why a request brought no certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// In words.
+    pub error: String,
+    /// The request did not get to the CA.
+    pub unheard: bool,
 }
 
 /// What the shell shall do.
@@ -197,12 +209,13 @@ impl Machine {
     }
 
     /// The CA gave none. `random` is in 0..1.
-    pub fn failed(&mut self, identity: &Identity, error: String, now: Now, random: f64) {
+    pub fn failed(&mut self, identity: &Identity, failure: Failure, now: Now, random: f64) {
         self.requested -= 1;
         let Some(entry) = self.entries.get_mut(identity) else { return };
         entry.failures = entry.failures.saturating_add(1);
-        entry.last_error = Some(error);
-        entry.step = Step::BackOff { until: now.instant + backoff(entry.failures, random) };
+        entry.last_error = Some(failure.error);
+        let longest = if failure.unheard { MAX_UNHEARD_BACKOFF } else { MAX_BACKOFF };
+        entry.step = Step::BackOff { until: now.instant + backoff(entry.failures, longest, random) };
     }
 
     /// What is due.
@@ -301,10 +314,10 @@ impl Machine {
 }
 
 /// Distance after the nth failure in a row.
-fn backoff(failures: u32, random: f64) -> Duration {
+fn backoff(failures: u32, longest: Duration, random: f64) -> Duration {
     // 2^9 half seconds are beyond the maximum; the bound keeps the power finite.
     let doubled = MIN_BACKOFF * 2u32.pow(failures.saturating_sub(1).min(9));
-    doubled.min(MAX_BACKOFF).mul_f64(1.0 + BACKOFF_JITTER * (2.0 * random - 1.0))
+    doubled.min(longest).mul_f64(1.0 + BACKOFF_JITTER * (2.0 * random - 1.0))
 }
 
 #[cfg(test)]

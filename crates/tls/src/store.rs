@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::ca::SignCsr;
 use crate::credentials::Credentials;
 use crate::key::Key;
-use crate::renew::{Action, Machine, Now, Phase, Status};
+use crate::renew::{Action, Failure, Machine, Now, Phase, Status};
 use crate::trust::Trust;
 use crate::verify::timestamp;
 
@@ -253,7 +253,7 @@ impl<C: SignCsr> Driver<C> {
                 Some(ended) = calls.join_next_with_id() => {
                     let (id, outcome) = match ended {
                         Ok((id, outcome)) => (id, outcome),
-                        Err(error) => (error.id(), Err(format!("the request broke: {error}"))),
+                        Err(error) => (error.id(), Err(said(format_args!("the request broke: {error}")))),
                     };
                     let identity = asked.remove(&id).expect("every call is noted when it begins");
                     self.shared.ended(&identity, outcome);
@@ -264,14 +264,19 @@ impl<C: SignCsr> Driver<C> {
 }
 
 /// Makes a key, has it certified, and checks the answer.
-async fn fetch<C: SignCsr>(ca: Arc<C>, shared: Arc<Shared>, identity: Identity) -> Result<Credentials, String> {
-    let key = Key::generate().map_err(|e| e.to_string())?;
-    let request = key.request(&identity).map_err(|e| e.to_string())?;
+async fn fetch<C: SignCsr>(ca: Arc<C>, shared: Arc<Shared>, identity: Identity) -> Result<Credentials, Failure> {
+    let key = Key::generate().map_err(said)?;
+    let request = key.request(&identity).map_err(said)?;
     let issued = timeout(SIGN_TIMEOUT, ca.sign(&identity, &request))
         .await
-        .map_err(|_| format!("the CA did not answer within {SIGN_TIMEOUT:?}"))?
-        .map_err(|e| e.to_string())?;
-    Credentials::new(&identity, key, issued, &shared.trust, (shared.settings.wall)()).map_err(|e| e.to_string())
+        .map_err(|_| said(format_args!("the CA did not answer within {SIGN_TIMEOUT:?}")))?
+        .map_err(|e| Failure { unheard: e.is_unheard(), error: e.to_string() })?;
+    Credentials::new(&identity, key, issued, &shared.trust, (shared.settings.wall)()).map_err(said)
+}
+
+/// A failure that is not the way to the CA.
+fn said(error: impl fmt::Display) -> Failure {
+    Failure { error: error.to_string(), unheard: false }
 }
 
 impl Shared {
@@ -293,7 +298,7 @@ impl Shared {
     }
 
     /// Notes what became of a request.
-    fn ended(&self, identity: &Identity, outcome: Result<Credentials, String>) {
+    fn ended(&self, identity: &Identity, outcome: Result<Credentials, Failure>) {
         let now = self.now();
         let mut inner = self.lock();
         match outcome {
@@ -304,9 +309,9 @@ impl Shared {
                     slot.send_replace(Some(Arc::new(credentials)));
                 }
             }
-            Err(error) => {
-                tracing::warn!(%identity, error, "certificate not renewed");
-                inner.machine.failed(identity, error, now, rand::random());
+            Err(failure) => {
+                tracing::warn!(%identity, error = failure.error, "certificate not renewed");
+                inner.machine.failed(identity, failure, now, rand::random());
             }
         }
     }

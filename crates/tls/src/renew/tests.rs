@@ -38,7 +38,11 @@ impl Bench {
     }
 
     fn failed(&mut self, name: &str) {
-        self.machine.failed(&id(name), "the CA is away".into(), self.now, 0.5);
+        self.machine.failed(&id(name), Failure { error: "the CA says no".into(), unheard: false }, self.now, 0.5);
+    }
+
+    fn unheard(&mut self, name: &str) {
+        self.machine.failed(&id(name), Failure { error: "the CA is away".into(), unheard: true }, self.now, 0.5);
     }
 
     /// Lets time pass to the next wake-up.
@@ -125,9 +129,25 @@ fn retries_double_from_half_a_second_to_a_hundred_and_fifty_and_spread_by_a_fift
     }
     assert_eq!(distances[..9], [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]);
     assert_eq!(distances[9..], [150.0, 150.0, 150.0]);
-    assert_eq!(backoff(1, 0.0).as_secs_f64(), 0.4);
-    assert_eq!(backoff(1, 1.0).as_secs_f64(), 0.6);
-    assert_eq!(backoff(u32::MAX, 1.0).as_secs_f64(), 180.0);
+    assert_eq!(backoff(1, MAX_BACKOFF, 0.0).as_secs_f64(), 0.4);
+    assert_eq!(backoff(1, MAX_BACKOFF, 1.0).as_secs_f64(), 0.6);
+    assert_eq!(backoff(u32::MAX, MAX_BACKOFF, 1.0).as_secs_f64(), 180.0);
+}
+
+#[test]
+fn a_ca_that_is_not_even_reached_is_tried_every_fifteen_seconds_at_least() {
+    let mut bench = Bench::new();
+    bench.want("web");
+    let mut distances = Vec::new();
+    for _ in 0..8 {
+        assert_eq!(bench.requests(), ["web"]);
+        bench.unheard("web");
+        distances.push(bench.sleep().as_secs_f64());
+    }
+    assert_eq!(distances, [0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0]);
+    bench.requests();
+    bench.failed("web");
+    assert_eq!(bench.sleep().as_secs_f64(), 128.0, "it was reached and said no");
 }
 
 #[test]
@@ -273,5 +293,5 @@ fn demand_names_the_pause_and_its_cause() {
     assert_eq!(bench.machine.demand(&id("web"), bench.now), Some((Duration::ZERO, None)));
     bench.requests();
     bench.failed("web");
-    assert_eq!(bench.machine.demand(&id("web"), bench.now), Some((MIN_BACKOFF, Some("the CA is away"))));
+    assert_eq!(bench.machine.demand(&id("web"), bench.now), Some((MIN_BACKOFF, Some("the CA says no"))));
 }
