@@ -70,7 +70,7 @@ impl Custody {
     pub(super) fn new(grace: Duration) -> Self {
         let (findings, found) = mpsc::channel(MAX_FINDINGS);
         Self {
-            machine: Machine::new(grace),
+            machine: Machine::new(Instant::now(), grace),
             stores: None,
             holdings: HashMap::new(),
             agent: None,

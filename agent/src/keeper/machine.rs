@@ -118,7 +118,7 @@ pub(super) struct Machine {
 enum Service {
     /// A ztunnel that accepts is connected.
     Live,
-    /// The last one went away; connections wait for its successor until then.
+    /// None yet, or the last one went away; connections wait for the next until then.
     Grace { until: Instant },
     /// Nobody: connections are refused.
     Over,
@@ -163,14 +163,15 @@ struct Waiting {
 }
 
 impl Machine {
-    /// A keeper without pods and ztunnels, which lets connections wait this long for the next ztunnel.
-    pub(super) fn new(grace: Duration) -> Self {
+    /// A keeper without pods and ztunnels, which lets connections wait this long for the next ztunnel. The first one has as
+    /// long: where another keeper was before, ztunnels come back while connections wait in listeners that live on.
+    pub(super) fn new(now: Instant, grace: Duration) -> Self {
         Self {
             grace,
             pods: BTreeMap::new(),
             proxies: Proxies::default(),
             waiting: Vec::new(),
-            service: Service::Over,
+            service: Service::Grace { until: now + grace },
             last_incarnation: 0,
         }
     }

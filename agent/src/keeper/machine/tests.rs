@@ -25,8 +25,16 @@ struct Keeper {
 }
 
 impl Keeper {
+    /// One to which no ztunnel came for so long that connections are refused.
     fn new() -> Self {
-        Self { machine: Machine::new(GRACE), now: Instant::now(), next_request: 0 }
+        let mut keeper = Self::just_started();
+        check(keeper.after(GRACE), &[]);
+        keeper
+    }
+
+    fn just_started() -> Self {
+        let now = Instant::now();
+        Self { machine: Machine::new(now, GRACE), now, next_request: 0 }
     }
 
     fn on(&mut self, event: Event) -> Vec<Action> {
@@ -126,6 +134,18 @@ fn without_a_ztunnel_a_pod_is_answered_after_five_seconds_and_refuses_connection
     check(keeper.after(SERVE_TIMEOUT - Duration::from_millis(1)), &[]);
     check(keeper.after(Duration::from_millis(1)), &["answer 1: no ztunnel is connected"]);
     assert_eq!(keeper.machine.next_deadline(), None);
+}
+
+#[test]
+fn a_keeper_that_is_new_resets_nothing_before_ztunnels_had_the_grace_to_come_back() {
+    let mut keeper = Keeper::just_started();
+    keeper.on(Event::ProxyConnected { proxy: ProxyId(1), leaving: true });
+    check(keeper.add("a", 0, 10), &["make 1"]);
+    check(keeper.after(GRACE / 2), &[]);
+    check(keeper.connect(2), &["offer 1 to z2", "all to z2", "fill 0 with 1"]);
+    let mut alone = Keeper::just_started();
+    check(alone.add("a", 0, 10), &["make 1"]);
+    check(alone.after(GRACE), &["reset 1"]);
 }
 
 #[test]
