@@ -121,7 +121,9 @@ fn workloads(pair: [&Pod; 2]) -> String {
         "vips": [format!("/{SERVICE_ADDRESS}")],
         "ports": ports,
     });
-    json!({ "workloads": pair.map(workload), "services": [service] }).to_string()
+    let text = json!({ "workloads": pair.map(workload), "services": [service] }).to_string();
+    // It reads YAML, where a port is a number also as a key, which JSON does not have.
+    text.replace(&format!("\"{WEB}\":"), &format!("{WEB}: "))
 }
 
 /// Everything TCP goes through the ztunnel, and questions to name servers, except what it sends itself. Answers to connections that it made with the
