@@ -1,14 +1,13 @@
 //! The bookshop of `deploy/samples` on a Kubernetes cluster, and its visitors.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::cluster::Kubectl;
+use crate::cluster::{Kubectl, PodState};
 use crate::eventually;
 
 /// The manifests that a user applies.
@@ -22,8 +21,6 @@ const VISIT: Duration = Duration::from_secs(60);
 
 /// Brings a namespace into the mesh.
 const ENROLMENT: &str = "istio.io/dataplane-mode";
-/// What the agent says of a pod that is captured.
-const CAPTURED: &str = "ambient.istio.io/redirection";
 /// Longest way of all pods into the mesh or out of it.
 const ENROLLED: Duration = Duration::from_secs(60);
 
@@ -31,19 +28,6 @@ const ENROLLED: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Bookshop<'a> {
     kubectl: &'a Kubectl,
-}
-
-/// A pod of the shop.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ShopPod {
-    /// Its name.
-    pub name: String,
-    /// Tells it from another one of the same name.
-    pub uid: String,
-    /// All its addresses.
-    pub addresses: Vec<IpAddr>,
-    /// Whether the agent says that it is captured.
-    pub captured: bool,
 }
 
 /// A visitor under way.
@@ -127,18 +111,8 @@ impl<'a> Bookshop<'a> {
     }
 
     /// Its pods, without visitors.
-    pub fn pods(&self) -> Result<Vec<ShopPod>> {
-        let read = |pod: &Value| {
-            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-            let addresses = pod["status"]["podIPs"].as_array().into_iter().flatten();
-            ShopPod {
-                name: text(&pod["metadata"]["name"]),
-                uid: text(&pod["metadata"]["uid"]),
-                addresses: addresses.filter_map(|entry| entry["ip"].as_str()?.parse().ok()).collect(),
-                captured: pod["metadata"]["annotations"][CAPTURED] == "enabled",
-            }
-        };
-        let mut pods: Vec<_> = self.objects("pods")?.iter().map(read).collect();
+    pub fn pods(&self) -> Result<Vec<PodState>> {
+        let mut pods: Vec<_> = self.objects("pods")?.iter().map(PodState::of).collect();
         pods.retain(|pod| !pod.name.starts_with("visitor"));
         pods.sort();
         Ok(pods)

@@ -2,12 +2,16 @@
 //! kind of their own, with containerd, kubelet and kube-proxy. It has no way out.
 
 mod address;
+mod api;
 mod capture;
 mod certificates;
 mod client;
 mod control_plane;
+mod forward;
 mod helm;
 mod node;
+mod orders;
+mod pod;
 mod seen;
 
 use std::fs;
@@ -17,11 +21,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
+pub use api::{Api, Watch, get_json};
 pub use capture::NodeCaptures;
 pub use certificates::{Order, Wanted};
 pub use client::Kubectl;
+pub use forward::Forward;
 pub use helm::{CHART, Helm};
 pub use node::{Boot, PAUSE_IMAGE, SERVICES, Step, cni_programs};
+pub use orders::{DONE, order, socket};
+pub use pod::PodState;
 pub use seen::{Component, Seen, keep_logs};
 
 use crate::cgroup;

@@ -12,6 +12,7 @@ pub mod eventually;
 pub mod host;
 pub mod init;
 pub mod lab;
+pub mod load;
 pub mod manifests;
 pub mod mesh;
 pub mod metrics;
@@ -20,6 +21,7 @@ pub mod release;
 pub mod report;
 pub mod scene;
 pub mod sweep;
+pub mod tenant;
 pub mod testing;
 pub mod topology;
 

@@ -52,6 +52,38 @@ impl<'a> Release<'a> {
         eventually(ENDING, || self.kubectl.run(&wait).map(drop))
     }
 
+    /// Replaces the pods of all nodes, as an upgrade does, and waits until the new ones are ready.
+    pub fn replace_nodes(&self) -> Result<()> {
+        let before = self.node_pods()?;
+        self.kubectl.run(&["rollout", "restart", "daemonset/ztunnel", "--namespace", NAMESPACE])?;
+        self.wait_until_ready()?;
+        let after = self.node_pods()?;
+        let kept: Vec<_> = after.iter().filter(|pod| before.contains(pod)).collect();
+        ensure!(kept.is_empty(), "the rollout left {kept:?} as they were");
+        Ok(())
+    }
+
+    /// Replaces the controller, and waits until the new one is ready and the former one is gone.
+    pub fn replace_controller(&self) -> Result<()> {
+        let before = self.controllers()?;
+        self.kubectl.run(&["rollout", "restart", "deployment/istiod", "--namespace", NAMESPACE])?;
+        let wait = ["rollout", "status", "deployment/istiod", "--namespace", NAMESPACE, "--timeout", "20s"];
+        eventually(ENDING, || self.kubectl.run(&wait).map(drop))?;
+        eventually(ENDING, || {
+            let now = self.controllers()?;
+            ensure!(
+                !now.is_empty() && !now.iter().any(|pod| before.contains(pod)),
+                "{before:?} are still among {now:?}"
+            );
+            Ok(())
+        })
+    }
+
+    fn controllers(&self) -> Result<Vec<String>> {
+        let get = ["get", "pods", "--namespace", NAMESPACE, "--selector=app=istiod", "--output=name"];
+        Ok(self.kubectl.run(&get)?.lines().map(str::to_owned).collect())
+    }
+
     /// Takes it away, and waits until its pods are gone.
     pub fn uninstall(self) -> Result<()> {
         Helm.run(&["uninstall", NAME, "--namespace", NAMESPACE, "--wait", "--timeout", TIMEOUT])?;

@@ -89,10 +89,15 @@ pub(crate) fn run(arguments: Arguments) -> Result<()> {
         }
         Task::Load { archives } => load(term, &seen(&name)?, &archives),
         Task::Exec { node, argv } => exec(&name, node.as_deref(), &argv),
-        Task::Stop { part } => hold::order(&name, &format!("stop {part}")),
-        Task::Start { part } => hold::order(&name, &format!("start {part}")),
+        Task::Stop { part } => order(&name, &format!("stop {part}")),
+        Task::Start { part } => order(&name, &format!("start {part}")),
         Task::Hold(arguments) => hold::run(arguments),
     }
+}
+
+/// Gives an order to the holder of the cluster `name`.
+fn order(name: &str, order: &str) -> Result<()> {
+    cluster::order(&cluster::work(name), order).with_context(|| format!("the cluster {name} did not obey"))
 }
 
 fn up(term: Term, name: &str) -> Result<()> {
@@ -184,7 +189,7 @@ pub(crate) fn down(term: Term, name: &str) -> Result<()> {
     }
     term.step(&format!("the cluster {name} is gone"), || {
         // One whose holder does not answer has lost it, and takes itself away.
-        let told = hold::order(name, "down");
+        let told = order(name, "down");
         let gone = eventually(VANISH, || {
             sweep::sweep();
             ensure!(!work.exists(), "{} is still in use", work.display());

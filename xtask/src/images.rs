@@ -48,11 +48,13 @@ struct Component {
     user: &'static str,
 }
 
-const COMPONENTS: [Component; 4] = [
+const COMPONENTS: [Component; 5] = [
     Component { name: "loam-controller", programs: &["loam-controller"], user: "65532:65532" },
     Component { name: "loam-agent", programs: &["loam-agent", "loam-cni"], user: "0:0" },
     Component { name: "loam-ztunnel", programs: &["loam-ztunnel"], user: "1337:1337" },
     Component { name: "loam-bookinfo", programs: &["loam-bookinfo"], user: "65532:65532" },
+    // What end-to-end tests run in pods.
+    Component { name: "loam-lab", programs: &["loam-lab"], user: "65532:65532" },
 ];
 
 /// Builds and writes them.

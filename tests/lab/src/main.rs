@@ -9,6 +9,7 @@ mod client;
 mod exec;
 mod feed;
 mod get;
+mod health;
 mod hold;
 mod init;
 mod lookups;
@@ -180,6 +181,11 @@ enum Command {
         /// Where it listens.
         listen: SocketAddr,
     },
+    /// A gRPC server that says that it is well to whoever checks its health.
+    Health {
+        /// Where it listens.
+        listen: SocketAddr,
+    },
     /// Requests to a `web` server over one connection at a steady pace.
     Paced {
         /// The server.
@@ -342,6 +348,7 @@ async fn asynchronous(command: Command) -> Result<()> {
         }
         Command::Transfer(arguments) => report(&transfer::run(arguments).await?),
         Command::Web { listen } => web::run(listen).await,
+        Command::Health { listen } => health::run(listen).await,
         Command::Paced { to, per_second, seconds } => {
             report(&paced::run(to, per_second, Duration::from_secs_f64(seconds)).await?)
         }

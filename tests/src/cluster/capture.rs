@@ -39,14 +39,8 @@ impl NodeCaptures {
 
 impl Running {
     fn start(cluster: &Seen, node: String) -> Result<Self> {
-        let pid = cluster.node_pid(&node)?.to_string();
-        let mut child = Command::new("nsenter")
-            .args(["--target", &pid, "--net", "--"])
-            .arg(bin::path("loam-lab")?)
-            .arg("capture")
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("start nsenter")?;
+        let mut capture = cluster.beside(&node, &bin::path("loam-lab")?)?;
+        let mut child = capture.arg("capture").stdout(Stdio::piped()).spawn().context("start nsenter")?;
         let output = BufReader::new(child.stdout.take().context("a capture without output")?);
         let mut running = Self { node, child, output };
         let mut line = String::new();

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::control_plane::Part;
 use super::node::SERVICES;
+use super::orders::order;
 use crate::cgroup;
 use crate::sweep;
 
@@ -76,6 +77,23 @@ impl Seen {
         };
         let found = pids.iter().find(is_first).copied();
         found.with_context(|| format!("{node} does not run; the nodes are {}", self.nodes().join(", ")))
+    }
+
+    /// Switches a node off, as when its power fails.
+    pub fn switch_off(&self, node: &str) -> Result<()> {
+        order(&self.work, &format!("stop {node}"))
+    }
+
+    /// Boots a node that is off.
+    pub fn switch_on(&self, node: &str) -> Result<()> {
+        order(&self.work, &format!("start {node}"))
+    }
+
+    /// A command that will run in the network of a node, with everything else as it is here: another process of the node.
+    pub fn beside(&self, node: &str, program: &Path) -> Result<Command> {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &self.node_pid(node)?.to_string(), "--net", "--"]).arg(program);
+        Ok(command)
     }
 
     /// A command that will run in all namespaces of a node.

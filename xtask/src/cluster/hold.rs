@@ -9,14 +9,12 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
-use loam_tests::cluster::{Cluster, Parts, work};
+use anyhow::{Context, Result};
+use loam_tests::cluster::{Cluster, DONE, Parts, socket, work};
 use serde::{Deserialize, Serialize};
 
 /// What `up` says when it has seen that the cluster is ready.
 pub(crate) const STAY: &str = "stay";
-/// The answer to an order that was carried out.
-const DONE: &str = "done";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -101,11 +99,6 @@ fn report(report: &Report) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-/// Where the holder of the cluster in `work` listens.
-fn socket(work: &Path) -> PathBuf {
-    work.join("control")
-}
-
 /// Carries out orders, the last of which is to go.
 fn obey(cluster: &Cluster, listener: &UnixListener) {
     for stream in listener.incoming().flatten() {
@@ -127,19 +120,6 @@ fn obey(cluster: &Cluster, listener: &UnixListener) {
         let text = done.map_or_else(|e| format!("{e:#}").replace('\n', " "), |()| DONE.to_owned());
         let _ = writeln!(answer, "{text}");
     }
-}
-
-/// Gives an order to the holder of the cluster `name`.
-pub(crate) fn order(name: &str, order: &str) -> Result<()> {
-    let socket = socket(&work(name));
-    let mut stream = UnixStream::connect(&socket).with_context(|| format!("the cluster {name} is not up"))?;
-    writeln!(stream, "{order}")?;
-    let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer).context("hear from the holder of the cluster")?;
-    if answer.trim() != DONE {
-        bail!("{order}: {}", if answer.is_empty() { "the holder of the cluster ended" } else { answer.trim() });
-    }
-    Ok(())
 }
 
 /// Whether the holder of the cluster `name` answers.
