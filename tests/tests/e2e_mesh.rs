@@ -1,17 +1,18 @@
 //! The mesh on a Kubernetes cluster, installed by the chart: the bookshop comes into it, lives in it and leaves it.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{IpAddr, TcpStream};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use loam_tests::bookshop::{self, Bookshop};
-use loam_tests::cluster::{Kubectl, NodeCaptures, Seen};
+use loam_tests::cluster::{Forward, Kubectl, NodeCaptures, Seen};
 use loam_tests::eventually;
+use loam_tests::load::Load;
 use loam_tests::release::Release;
 use loam_tests::report::Captured;
+use loam_tests::tenant::{Tenant, calling};
 use loam_tests::testing::{on_cluster, on_own_cluster};
 use serde_json::{Value, json};
 
@@ -104,28 +105,13 @@ fn logs_commands_and_forwarded_ports_of_captured_pods_work_as_ever() {
 
 /// The start of the answer to a request for /health.
 fn through_a_forwarded_port(pod: &str, port: u16) -> Result<String> {
-    let mut forward = Command::new("kubectl")
-        .args(["--namespace", bookshop::NAMESPACE, "port-forward", pod, &format!(":{port}")])
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("start kubectl")?;
-    let answer = (|| {
-        let mut line = String::new();
-        // It dies when nobody listens to what it says about each connection.
-        let mut output = BufReader::new(forward.stdout.take().context("kubectl has no output")?);
-        output.read_line(&mut line)?;
-        // Forwarding from 127.0.0.1:40123 -> 9080
-        let local = line.split_whitespace().find(|word| word.starts_with("127.0.0.1:")).map(str::to_owned);
-        let mut stream = TcpStream::connect(local.with_context(|| format!("kubectl said {line:?}"))?)?;
-        stream.set_read_timeout(Some(KNOWN))?;
-        stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-        let mut answer = [0; 64];
-        let read = stream.read(&mut answer)?;
-        Ok(String::from_utf8_lossy(&answer[..read]).into_owned())
-    })();
-    let _ = forward.kill();
-    let _ = forward.wait();
-    answer
+    let forward = Forward::to(bookshop::NAMESPACE, pod, port)?;
+    let mut stream = TcpStream::connect(forward.address())?;
+    stream.set_read_timeout(Some(KNOWN))?;
+    stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut answer = [0; 64];
+    let read = stream.read(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer[..read]).into_owned())
 }
 
 /// A second page as a StatefulSet behind a headless service, with a service account of its own by default.
@@ -270,6 +256,36 @@ fn killed_agents_and_keepers_fail_no_request_and_pods_stay_captured() {
         ensure!(readable == 0, "{readable} packets of HTTP were readable: {example}");
         ensure!(shop.restarts()? == 0, "a container of the shop was started again");
         shop.close()
+    });
+}
+
+#[test]
+#[ignore = "needs a cluster: cargo xtask test --ring e2e"]
+fn controllers_that_are_replaced_fail_no_connection_and_no_proxy_starts_again() {
+    on_own_cluster(|kubectl, cluster| {
+        let release = Release::install(kubectl)?;
+        let tenant = Tenant::enter(kubectl, "controllers-e2e")?;
+        let nodes = cluster.nodes();
+        let servers: Vec<_> =
+            nodes.iter().map(|node| tenant.server(&format!("server-{node}"), node)).collect::<Result<_>>()?;
+        let proxies = release.node_pods()?;
+        let load = Load::start(tenant, cluster, &nodes, &servers)?;
+        let done = (1..=3).try_for_each(|round| -> Result<()> {
+            release.replace_controller()?;
+            // What changes reaches the proxies from the new one: a pod that nobody knew is in the mesh.
+            for (node, to) in nodes.iter().zip(servers.iter().rev()) {
+                let pod = format!("after-{round}-{node}");
+                tenant.pod(&pod, node, &[calling("call", *to, "after")])?;
+                tenant.served(&pod, "call").with_context(|| format!("after controller {round}"))?;
+            }
+            Ok(())
+        });
+        // Both may fail, and the first says more.
+        let carried = load.end();
+        done?;
+        carried?.success()?;
+        ensure!(release.node_pods()? == proxies, "the proxies are {:?} and were {proxies:?}", release.node_pods()?);
+        tenant.leave()
     });
 }
 
