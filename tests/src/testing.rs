@@ -14,6 +14,9 @@ use crate::{bin, host, lab::Lab, release};
 /// Printed at the start of a line by a test that cannot run on this machine; the runner counts it.
 pub const SKIPPED: &str = "SKIPPED: ";
 
+/// Printed at the start of a line by a test that measured something; the runner shows the rest of the line.
+pub const MEASURED: &str = "MEASURED: ";
+
 /// Seconds for which the lab of a failed test is kept to be looked at.
 pub const HOLD_VARIABLE: &str = "LOAM_LAB_HOLD_SECONDS";
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use loam_tests::testing::SKIPPED;
+use loam_tests::testing::{MEASURED, SKIPPED};
 
 use crate::build::{self, Executable};
 use crate::setup;
@@ -299,7 +299,11 @@ fn one(term: Term, program: &Program, test: &str, mut run: Command, limit: Durat
     let why = output.lines().find_map(|l| l.split_once(SKIPPED)).map(|(_, why)| why);
     Ok(match (passed, why) {
         (true, Some(why)) => (End::Skipped, format!("  {} {name}  {}", term.dim("skipped"), term.dim(why))),
-        (true, None) => (End::Passed, line(term, true, &name, start.elapsed())),
+        (true, None) => {
+            let figures = output.lines().filter_map(|l| l.split_once(MEASURED)).map(|(_, figure)| figure);
+            let figures: String = figures.map(|figure| format!("\n{:19}{}", "", term.dim(figure))).collect();
+            (End::Passed, format!("{}{figures}", line(term, true, &name, start.elapsed())))
+        }
         (false, _) => (End::Failed, format!("{}\n{output}", line(term, false, &name, start.elapsed()))),
     })
 }
