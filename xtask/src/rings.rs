@@ -42,6 +42,9 @@ pub(crate) struct Arguments {
     /// The same as --ring e2e
     #[arg(long, conflicts_with = "ring")]
     e2e: bool,
+    /// Also the end-to-end tests in which everything happens ten times: half an hour more
+    #[arg(long)]
+    soak: bool,
     /// How often the network ring runs; the first round with a failure is the last
     #[arg(long, value_name = "TIMES", default_value_t = NonZeroU32::MIN)]
     repeat: NonZeroU32,
@@ -54,7 +57,7 @@ pub(crate) struct Arguments {
 
 impl Default for Arguments {
     fn default() -> Self {
-        Self { ring: None, e2e: false, repeat: NonZeroU32::MIN, jobs: jobs(), filter: None }
+        Self { ring: None, e2e: false, soak: false, repeat: NonZeroU32::MIN, jobs: jobs(), filter: None }
     }
 }
 
@@ -144,7 +147,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         }
     }
     if ring == Some(Ring::E2e) {
-        e2e::run(term, &programs, &filter, &mut tally)?;
+        e2e::run(term, &programs, &filter, arguments.soak, &mut tally)?;
     }
     let skipped = if tally.skipped > 0 { format!(", {} skipped", tally.skipped) } else { String::new() };
     let summary = format!("{} passed, {} failed{skipped}", tally.passed, tally.failed);

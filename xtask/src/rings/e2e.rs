@@ -12,6 +12,15 @@ use crate::term::Term;
 
 /// Longest run of one test.
 const TIMEOUT: Duration = Duration::from_secs(600);
+/// Longest run of one in which everything happens ten times.
+const SOAK_TIMEOUT: Duration = Duration::from_secs(2400);
+/// The file of these.
+const SOAK: &str = "e2e_soak";
+
+fn is_soak(program: &Program) -> bool {
+    program.name.ends_with(SOAK)
+}
+
 /// Name of the ring's own cluster, which is not in the way of one that somebody works with.
 const CLUSTER: &str = "e2e";
 /// Names the cluster to run on.
@@ -19,8 +28,9 @@ const KUBECONFIG: &str = "KUBECONFIG";
 
 /// Runs the tests on the cluster that `KUBECONFIG` names, where our images must be; or else on one of our own, which is
 /// taken away again.
-pub(super) fn run(term: Term, programs: &[Program], filter: &str, tally: &mut Tally) -> Result<()> {
-    let tests = wanted(programs, Ring::E2e, filter)?;
+pub(super) fn run(term: Term, programs: &[Program], filter: &str, soak: bool, tally: &mut Tally) -> Result<()> {
+    let mut tests = wanted(programs, Ring::E2e, filter)?;
+    tests.retain(|(program, _)| soak || !is_soak(program));
     if tests.is_empty() {
         return Ok(());
     }
@@ -51,7 +61,8 @@ fn all(
     run: impl Fn(&Program) -> Result<Command>,
 ) -> Result<()> {
     for (program, test) in tests {
-        let (end, text) = one(term, program, test, run(program)?, TIMEOUT)?;
+        let limit = if is_soak(program) { SOAK_TIMEOUT } else { TIMEOUT };
+        let (end, text) = one(term, program, test, run(program)?, limit)?;
         tally.add(end);
         println!("{text}");
     }
