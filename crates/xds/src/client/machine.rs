@@ -198,6 +198,11 @@ mod tests {
     }
 
     #[test]
+    fn what_was_never_asked_for_is_passed_over() {
+        assert_eq!(Machine::new(Node::default(), [A]).receive(response(B, &[("x", "1")], &[])), None);
+    }
+
+    #[test]
     fn it_is_synced_when_every_type_was_answered() {
         let mut machine = Machine::new(Node::default(), [A, B]);
         apply(&mut machine, response(A, &[], &[]), &[]);

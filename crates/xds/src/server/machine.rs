@@ -15,6 +15,9 @@ pub const MAX_RESPONSE_BYTES: usize = 1 << 20;
 /// Names one client may ask for one by one.
 pub const MAX_NAMES: usize = 100_000;
 
+/// Types a client may ask for that are not served: more than any version of a proxy knows.
+pub const MAX_FOREIGN_TYPES: usize = 32;
+
 /// What a client did that the protocol does not allow; the stream ends with it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
@@ -35,7 +38,10 @@ pub enum Received {
     Acked,
     /// The client refused (part of) what was sent.
     Nacked(rpc::Status),
-    /// An answer to something that was not the last response, or a type that is not served.
+    /// A type that is not served, as a newer client may ask for one. It waits for an answer, which says that there is
+    /// nothing of it; what it holds of the type stays with it.
+    Foreign(DeltaDiscoveryResponse),
+    /// An answer to something that was not the last response.
     Ignored,
 }
 
@@ -43,6 +49,8 @@ pub enum Received {
 #[derive(Debug, Default)]
 pub struct Machine {
     types: HashMap<String, TypeState>,
+    /// Types that are not served and were answered all the same.
+    foreign: BTreeSet<String>,
     last_nonce: u64,
 }
 
@@ -71,7 +79,7 @@ impl Machine {
     ) -> Result<Received, Violation> {
         let type_url = request.type_url;
         if !served(&type_url) {
-            return Ok(Received::Ignored);
+            return Ok(self.foreign(type_url));
         }
         let first = !self.types.contains_key(&type_url);
         let state = self.types.entry(type_url.clone()).or_default();
@@ -112,6 +120,15 @@ impl Machine {
             Some(status) => Received::Nacked(status),
             None => Received::Acked,
         })
+    }
+
+    fn foreign(&mut self, type_url: String) -> Received {
+        if self.foreign.len() >= MAX_FOREIGN_TYPES || !self.foreign.insert(type_url.clone()) {
+            return Received::Ignored;
+        }
+        self.last_nonce += 1;
+        let nonce = self.last_nonce.to_string();
+        Received::Foreign(DeltaDiscoveryResponse { type_url, nonce, ..Default::default() })
     }
 
     /// The next response for a type, if there is anything to say and the last one was answered.
@@ -327,9 +344,24 @@ mod tests {
     }
 
     #[test]
-    fn a_type_that_is_not_served_is_ignored() {
+    fn a_type_that_is_not_served_is_answered_once_and_takes_nothing_away() {
         let mut machine = Machine::default();
-        assert_eq!(machine.receive(subscribe(&[], &[]), |_| false), Ok(Received::Ignored));
+        let Ok(Received::Foreign(answer)) = machine.receive(subscribe(&[], &[("held", "1")]), |_| false) else {
+            panic!("a client waits for the first answer")
+        };
+        assert_eq!((&answer.type_url[..], told(&answer)), (T, (vec![], vec![])));
+        assert_eq!(machine.receive(ack(&answer), |_| false), Ok(Received::Ignored));
         assert_eq!(machine.next(T, &Store::default()), Ok(None));
+    }
+
+    #[test]
+    fn types_that_are_not_served_are_remembered_to_a_bound() {
+        let mut machine = Machine::default();
+        let mut ask = |number: usize| {
+            let request = DeltaDiscoveryRequest { type_url: format!("t{number}"), ..Default::default() };
+            machine.receive(request, |_| false).unwrap()
+        };
+        assert!((0..MAX_FOREIGN_TYPES).all(|number| ask(number) != Received::Ignored));
+        assert_eq!(ask(MAX_FOREIGN_TYPES), Received::Ignored);
     }
 }

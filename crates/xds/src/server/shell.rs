@@ -193,8 +193,10 @@ impl Session {
             .machine
             .receive(request, |url| stores.contains_key(url))
             .map_err(|violation| Status::resource_exhausted(violation.to_string()))?;
-        if let Received::Nacked(status) = &received {
-            self.observer.nacked(&self.client.caller, &type_url, status);
+        match received {
+            Received::Nacked(status) => self.observer.nacked(&self.client.caller, &type_url, &status),
+            Received::Foreign(answer) => return self.send(answer).await,
+            Received::Subscribed | Received::Acked | Received::Ignored => {}
         }
         self.push(&type_url).await
     }
@@ -202,7 +204,13 @@ impl Session {
     async fn push(&mut self, type_url: &str) -> Result<(), Status> {
         let Some(store) = self.stores.get(type_url) else { return Ok(()) };
         let next = self.machine.next(type_url, store).map_err(|violation| Status::aborted(violation.to_string()))?;
-        let Some(response) = next else { return Ok(()) };
+        match next {
+            Some(response) => self.send(response).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn send(&self, response: DeltaDiscoveryResponse) -> Result<(), Status> {
         self.observer.sent(&self.client.caller, &response);
         match tokio::time::timeout(MAX_STALL, self.out.send(Ok(response))).await {
             Ok(Ok(())) => Ok(()),
