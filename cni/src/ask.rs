@@ -1,4 +1,8 @@
 //! What the plugin asks the agent: one line of JSON each way on a unix socket.
+//!
+//! Either side may be the older one, since the agent installs the plugin while pods are made: fields may be added, whoever
+//! does not know them passes them over, and where they are absent their default means what was so before. A question that
+//! the agent does not know is answered with an error, so a plugin must be able to do without any but those there are.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::IpAddr;
@@ -85,5 +89,52 @@ fn exchange(socket: &Path, question: &Ask, wait: Duration) -> io::Result<Answer>
     match answer.is_empty() {
         true => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection without an answer")),
         false => Ok(serde_json::from_str(&answer)?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lines of the version before.
+    const ADD: &str = r#"{"ask":"add","namespace":"shop","name":"web","uid":"u-1","netns":"/run/netns/web","inode":4026532,"addresses":["10.0.0.7","fd00::7"]}"#;
+    const SHORT: &str = r#"{"ask":"delete","namespace":"shop","name":"web","netns":""}"#;
+
+    fn sandbox() -> Sandbox {
+        Sandbox {
+            namespace: "shop".into(),
+            name: "web".into(),
+            uid: "u-1".into(),
+            netns: "/run/netns/web".into(),
+            inode: 4026532,
+            addresses: vec!["10.0.0.7".parse().unwrap(), "fd00::7".parse().unwrap()],
+        }
+    }
+
+    #[test]
+    fn a_question_is_on_the_wire_what_it_was_in_the_version_before() {
+        assert_eq!(serde_json::to_string(&Ask::Add(sandbox())).unwrap(), ADD);
+        for (line, expected) in [
+            (ADD, Ask::Add(sandbox())),
+            (&ADD.replace("add\"", "check\""), Ask::Check(sandbox())),
+            (&ADD.replace("{", r#"{"interface":"eth0","#), Ask::Add(sandbox())),
+        ] {
+            assert_eq!(serde_json::from_str::<Ask>(line).unwrap(), expected, "{line}");
+        }
+        let Ask::Delete(short) = serde_json::from_str(SHORT).unwrap() else { panic!("another question") };
+        assert_eq!((&*short.uid, short.inode, short.addresses.len()), ("", 0, 0));
+    }
+
+    #[test]
+    fn an_answer_of_any_version_is_understood() {
+        for (line, expected) in [
+            (r#"{"error":""}"#, ""),
+            (r#"{"error":"not yet"}"#, "not yet"),
+            (r#"{"error":"not yet","retryAfter":1}"#, "not yet"),
+            ("{}", ""),
+        ] {
+            assert_eq!(serde_json::from_str::<Answer>(line).unwrap().error, expected, "{line}");
+        }
+        assert_eq!(serde_json::to_string(&Answer::default()).unwrap(), r#"{"error":""}"#);
     }
 }

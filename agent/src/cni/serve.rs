@@ -122,4 +122,17 @@ mod tests {
         serving.abort();
         std::fs::remove_file(&socket).unwrap();
     }
+
+    #[tokio::test]
+    async fn a_question_of_a_newer_plugin_is_answered_with_what_is_wrong_with_it() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (questions, _received) = mpsc::channel(1);
+        let (mut reader, mut writer) = theirs.into_split();
+        writer.write_all(b"{\"ask\":\"move\",\"namespace\":\"shop\"}\n").await.unwrap();
+        talk(ours, &Processes::new("/nowhere"), questions).await.unwrap();
+        let mut line = String::new();
+        reader.read_to_string(&mut line).await.unwrap();
+        let answer: Answer = serde_json::from_str(&line).unwrap();
+        assert!(answer.error.contains("unknown variant `move`"), "{}", answer.error);
+    }
 }

@@ -1,4 +1,7 @@
 //! What the agent changed in a pod's network namespace, on disk: so that a successor or `cleanup` can take it back.
+//!
+//! The successor may be of the version before or after: a field may be added that has a default, and none is taken away or
+//! given another meaning. A record that cannot be read would let go of a captured pod.
 
 use std::fs;
 use std::io;
@@ -131,6 +134,46 @@ mod tests {
             probes: vec![8080],
         };
         Record { spec, index: 3, cookie, before: Before::default(), leaving: false }
+    }
+
+    #[test]
+    fn a_record_of_an_older_or_newer_version_is_read() {
+        // Before names were captured, and before ports that are probed were kept.
+        let oldest = r#"{"spec": {"uid": "u", "namespace": "shop", "name": "web", "service_account": "default",
+            "addresses": ["10.0.0.7"], "netns": "/run/netns/web"}, "index": 3, "cookie": 1,
+            "before": [["ipv4/tcp_fwmark_accept", "0"]], "leaving": false}"#;
+        let newer = oldest
+            .replace("\"index\"", "\"waypoint\": {\"a\": [1]}, \"index\"")
+            .replace("\"uid\"", "\"x\": null, \"uid\"");
+        for text in [oldest, &newer] {
+            let read: Record = serde_json::from_str(text).unwrap();
+            let spec = PodSpec {
+                dns: false,
+                resolv_conf: None,
+                resolv: None,
+                starting: false,
+                probes: vec![],
+                ..record(1).spec
+            };
+            assert_eq!((read.spec, read.index, read.cookie, read.leaving), (spec, 3, 1, false));
+            assert_ne!(read.before, Before::default());
+        }
+    }
+
+    #[test]
+    fn a_record_is_on_disk_what_the_version_before_reads() {
+        let written: serde_json::Value = serde_json::to_value(record(1)).unwrap();
+        let expected = serde_json::json!({
+            "spec": {
+                "uid": "u", "namespace": "shop", "name": "web", "service_account": "default",
+                "addresses": ["10.0.0.7"], "netns": "/run/netns/web", "dns": true, "resolv_conf": "/etc/resolv.conf",
+                "resolv": "nameserver 10.0.0.10\n", "starting": true, "probes": [8080],
+            },
+            "index": 3, "cookie": 1, "before": [], "leaving": false,
+        });
+        for (name, value) in expected.as_object().unwrap() {
+            assert_eq!(&written[name], value, "{name}");
+        }
     }
 
     #[test]

@@ -115,3 +115,18 @@ fn an_entry_is_read_back_as_what_it_was_made_from() {
     assert_eq!((config.socket, config.agent), (Some("/run/x.sock".into()), Some(agent)));
     assert_eq!(config.outside, ["kube-system"]);
 }
+
+#[test]
+fn an_entry_of_the_version_before_or_after_is_understood() {
+    for (what, config) in [
+        (
+            "before the agent's own pods were named",
+            CONFIG.replace("\"agent\"", "\"former\"").replace("\"outside\"", "\"else\""),
+        ),
+        ("with what is not known yet", CONFIG.replace("\"socket\"", "\"patience\": {\"seconds\": 3}, \"socket\"")),
+    ] {
+        let (outcome, asked) = called("ADD", "shop/web", &config, Some(""));
+        assert!(outcome.is_ok(), "{what}: {outcome:?}");
+        assert!(matches!(&asked[..], [Ask::Add(_)]), "{what}: {asked:?}");
+    }
+}
