@@ -50,7 +50,7 @@ pub async fn maintain(path: PathBuf, listeners: OwnedFd, exempt: OwnedFd, link: 
         };
         match client {
             Ok(client) => {
-                info!(keeper = client.keeper(), "connected to the keeper");
+                info!(keeper = client.keeper(), version = client.version(), "connected to the keeper");
                 delay = FIRST_DELAY;
                 last_error.clear();
                 link.send_replace(Some(client.clone()));

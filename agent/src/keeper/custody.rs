@@ -9,8 +9,8 @@ use super::reset::Resetting;
 use super::slots::Stores;
 use loam_node::message::{
     AddPod, Added, Checked, EnrolPod, FromAgent, FromZtunnel, KeptPod, MAX_PODS_PART_BYTES, Need, PodRef, Pods,
-    RemovePod, Removed, Retire, SnapshotSent, Sockets, Stored, ToAgent, ToZtunnel, cut, from_agent, from_ztunnel,
-    to_agent, to_ztunnel,
+    RemovePod, Removed, Retire, SnapshotSent, Sockets, Stored, ToAgent, ToZtunnel, Unknown, cut, from_agent,
+    from_ztunnel, to_agent, to_ztunnel,
 };
 use loam_node::{Kind, ListenerKind, MAX_OPEN_NEEDS, MAX_PODS, Socket};
 use prost::Message as _;
@@ -184,7 +184,10 @@ impl Custody {
         use from_agent::Asked;
         let id = message.id;
         // Both are present and have their descriptors: the message has been checked.
-        let Some(asked) = message.asked else { return };
+        let Some(asked) = message.asked else {
+            tracing::debug!(id, "the agent asks what this keeper does not know");
+            return self.answer(id, to_agent::Answer::Unknown(Unknown {}));
+        };
         match asked {
             Asked::Stores(_) => {
                 let error = match (fds.pop(), fds.pop()) {
@@ -287,7 +290,9 @@ impl Custody {
     fn on_proxy(&mut self, proxy: ProxyId, message: FromZtunnel, fds: Vec<OwnedFd>) {
         use from_ztunnel::Said;
         // All parts are present: the message has been checked.
-        let Some(said) = message.said else { return };
+        let Some(said) = message.said else {
+            return tracing::debug!(proxy = proxy.0, "a ztunnel says what this keeper does not know");
+        };
         let event = match said {
             Said::Need(Need { pod: Some(pod), kind, count }) => return self.on_need(proxy, pod, kind, count),
             Said::PodAck(ack) => {
@@ -333,8 +338,9 @@ impl Custody {
         let (Some(holding), Some(stores)) = (self.holdings.get(&Incarnation(pod.incarnation)), &self.stores) else {
             return refuse(pod, "the pod is not there".into());
         };
-        // The kind has been checked.
-        let Ok(kind) = Kind::try_from(kind) else { return };
+        let Ok(kind) = Kind::try_from(kind) else {
+            return refuse(pod, format!("sockets of kind {kind} are not known to this keeper"));
+        };
         let (needs_pod, send) = (pod.clone(), move |pod, made| send_sockets(&outbox, pod, kind, made, permit));
         let asked = holding.place.dial(kind, count as usize, stores, move |made| send(pod, made));
         if let Err(error) = asked {

@@ -198,14 +198,15 @@ async fn greet(
     reports: &mpsc::Sender<Report>,
 ) -> Result<(), End> {
     let admission = admit(socket, role, id, outbox, reports).await;
-    let error = match &admission {
-        Ok(_) => String::new(),
-        Err(End::Refused(why)) => cut(why.clone()),
+    let (version, error) = match &admission {
+        Ok(admitted) => (admitted.version, String::new()),
+        Err(End::Refused(why)) => (VERSION, cut(why.clone())),
         Err(_) => return admission.map(drop),
     };
-    let welcome = Welcome { version: VERSION, keeper, error };
+    let welcome = Welcome { version, keeper, error };
     let sent = tokio::time::timeout(GREETING_TIMEOUT, socket.send_message(&welcome, &[])).await;
-    let leaving = admission?;
+    let Admitted { version, leaving } = admission?;
+    tracing::debug!(?role, id = id.0, version, "greeted");
     sent.map_err(|_| End::Stuck)??;
     if let Role::Ztunnel { .. } = role {
         // After the welcome, so that no pod goes before it.
@@ -215,30 +216,36 @@ async fn greet(
     Ok(())
 }
 
-/// Checks who it is and what it says first; whether it leaves already.
+/// A peer that is let in.
+struct Admitted {
+    /// The version that is spoken with it.
+    version: u32,
+    /// It leaves already.
+    leaving: bool,
+}
+
+/// Checks who it is and what it says first.
 async fn admit(
     socket: &Arc<Socket>,
     role: Role,
     id: ConnectionId,
     outbox: &Outbox,
     reports: &mpsc::Sender<Report>,
-) -> Result<bool, End> {
+) -> Result<Admitted, End> {
     let peer = socket.peer().map_err(SocketError::Io)?;
     if !role.admits(peer) {
         return Err(End::Refused(format!("user {} may not connect here", peer.uid)));
     }
     let hello = tokio::time::timeout(GREETING_TIMEOUT, socket.recv_message::<Hello>());
     let Some((hello, _)) = hello.await.map_err(|_| End::Silent)?? else { return Err(End::Closed) };
-    if let Some(refusal) = hello.refusal() {
-        return Err(End::Refused(refusal));
-    }
+    let version = hello.agree().map_err(End::Refused)?;
     if role == Role::Agent {
         let (reply, verdict) = oneshot::channel();
         let report = Report::AgentHello { id, outbox: outbox.clone(), socket: socket.clone(), reply };
         reports.send(report).await.map_err(|_| End::Stopping)?;
         verdict.await.map_err(|_| End::Stopping)?.map_err(End::Refused)?;
     }
-    Ok(hello.leaving)
+    Ok(Admitted { version, leaving: hello.leaving })
 }
 
 /// Moves packets both ways at once: a peer that sends and does not read cannot stop the keeper from reading.

@@ -179,12 +179,56 @@ async fn a_ztunnel_is_greeted_and_told_the_pods_there_are() {
 #[tokio::test]
 async fn a_hello_of_another_version_is_refused_in_words() {
     let rig = Rig::start(Duration::ZERO);
-    for (version, expected) in [(1, "hello of version 1, Istio's"), (2, "hello of version 2, this keeper")] {
+    for (version, expected) in [
+        (1, "hello of version 1, Istio's"),
+        (2, "hello of version 2, this keeper"),
+        (VERSION + 1, "hello of version 5, this keeper"),
+    ] {
         let socket = rig.connect(ZTUNNEL_SOCKET).await;
-        socket.send_message(&Hello { version, ..Hello::new() }, &[]).await.unwrap();
+        let hello = Hello { oldest: version, newest: version, ..Hello::new() };
+        socket.send_message(&hello, &[]).await.unwrap();
         let (welcome, _) = socket.recv_message::<Welcome>().await.unwrap().unwrap();
         assert!(welcome.error.starts_with(expected), "{}", welcome.error);
         assert!(socket.recv().await.unwrap().is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_ztunnel_of_the_version_before_is_spoken_with_in_its_own() {
+    let rig = Rig::start(Duration::ZERO);
+    let socket = rig.connect(ZTUNNEL_SOCKET).await;
+    // Version 3: its number, and its process 7.
+    socket.send(&[0x08, 3, 0x10, 7], &[]).await.unwrap();
+    let (welcome, _) = socket.recv_message::<Welcome>().await.unwrap().unwrap();
+    assert_eq!((welcome.version, &welcome.error[..]), (3, ""));
+    let ztunnel = Ztunnel { socket };
+    ztunnel.snapshot_sent().await;
+    let ghost = PodRef { uid: "ghost".into(), incarnation: 1 };
+    assert_eq!(ztunnel.need(&ghost, Kind::Out4, 1).await.unwrap_err(), "the pod is not there");
+}
+
+#[tokio::test]
+async fn what_a_newer_ztunnel_or_agent_says_beyond_us_ends_no_connection() {
+    use loam_node::message::{ToAgent, Unknown, to_agent};
+    // Field 200, which nobody has.
+    const UNKNOWN: [u8; 3] = [0xc2, 0x0c, 0x00];
+    let rig = Rig::start(Duration::ZERO);
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let ztunnel = rig.ztunnel().await;
+    ztunnel.snapshot_sent().await;
+    ztunnel.socket.send(&UNKNOWN, &[null.as_fd()]).await.unwrap();
+    let ghost = PodRef { uid: "ghost".into(), incarnation: 1 };
+    assert_eq!(ztunnel.need(&ghost, Kind::Out4, 1).await.unwrap_err(), "the pod is not there");
+    // Only root is an agent.
+    if rustix::process::getuid().is_root() {
+        let socket = rig.connect(AGENT_SOCKET).await;
+        let newer = Hello { newest: VERSION + 1, ..Hello::new() };
+        socket.send_message(&newer, &[]).await.unwrap();
+        let (welcome, _) = socket.recv_message::<Welcome>().await.unwrap().unwrap();
+        assert_eq!((welcome.version, &welcome.error[..]), (VERSION, ""));
+        socket.send(&[vec![0x08, 9], UNKNOWN.to_vec()].concat(), &[]).await.unwrap();
+        let (answer, _) = socket.recv_message::<ToAgent>().await.unwrap().unwrap();
+        assert_eq!(answer, ToAgent { id: 9, answer: Some(to_agent::Answer::Unknown(Unknown {})) });
     }
 }
 

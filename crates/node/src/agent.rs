@@ -4,7 +4,7 @@ use crate::MAX_PODS;
 use crate::message::from_agent::Asked;
 use crate::message::to_agent::Answer;
 use crate::message::{
-    Added, Check, Checked, EnrolPod, FromAgent, Hello, KeptPod, List, PodInfo, ReleasePod, Stores, ToAgent, VERSION,
+    Added, Check, Checked, EnrolPod, FromAgent, Hello, KeptPod, List, PodInfo, ReleasePod, Stores, ToAgent, Unknown,
     Welcome,
 };
 use crate::socket::{Socket, SocketError};
@@ -48,6 +48,12 @@ pub enum ClientError {
         /// How long we waited.
         timeout: Duration,
     },
+    /// The keeper is older than the question.
+    #[error("keeper: it is too old to know the request to {request}: restart the node's pod, which replaces it")]
+    Unknown {
+        /// What was asked.
+        request: &'static str,
+    },
     /// An answer of another kind than the question's.
     #[error("keeper: answered {request} with something else")]
     Mismatch {
@@ -65,6 +71,7 @@ pub struct AgentClient {
     shared: Arc<Shared>,
     /// The number of the keeper process.
     keeper: u64,
+    version: u32,
     /// Reads answers until the last clone is gone.
     _reader: Arc<Reader>,
 }
@@ -118,15 +125,15 @@ impl AgentClient {
             .await
             .map_err(|_| ClientError::Timeout { request: "hello", timeout })??;
         let Some((welcome, _)) = welcome else { return Err(ClientError::Lost(String::new())) };
-        if !welcome.error.is_empty() {
-            return Err(ClientError::Refused(welcome.error));
-        }
-        if welcome.version != VERSION {
-            return Err(ClientError::Refused(format!("it speaks version {}, we {VERSION}", welcome.version)));
-        }
+        let version = welcome.agree().map_err(ClientError::Refused)?;
         let shared = Arc::new(Shared { socket, open: Mutex::new(Open::default()), ended: watch::Sender::new(false) });
         let reader = Arc::new(Reader(tokio::spawn(read(shared.clone()))));
-        Ok(Self { shared, keeper: welcome.keeper, _reader: reader })
+        Ok(Self { shared, keeper: welcome.keeper, version, _reader: reader })
+    }
+
+    /// The version of the protocol that is spoken with the keeper.
+    pub fn version(&self) -> u32 {
+        self.version
     }
 
     /// A number that each keeper process draws when it starts: another number means it knows nothing yet.
@@ -199,6 +206,7 @@ impl AgentClient {
             answer.await.map_err(|_| ClientError::Lost(self.shared.open().lost.clone().unwrap_or_default()))
         };
         match tokio::time::timeout(timeout, exchange).await {
+            Ok(Ok(Answer::Unknown(_))) => Err(ClientError::Unknown { request }),
             Ok(answered) => answered,
             Err(_) => Err(ClientError::Timeout { request, timeout }),
         }
@@ -267,8 +275,9 @@ async fn read(shared: Arc<Shared>) {
             Ok(Some((ToAgent { answer: Some(Answer::Goodbye(goodbye)), .. }, _))) => {
                 break format!(": {}", goodbye.reason);
             }
-            Ok(Some((ToAgent { id, answer: Some(answer) }, _))) => shared.answered(id, answer),
-            Ok(Some((ToAgent { answer: None, .. }, _)) | None) => break String::new(),
+            // An answer that is not known here is as good as none.
+            Ok(Some((ToAgent { id, answer }, _))) => shared.answered(id, answer.unwrap_or(Answer::Unknown(Unknown {}))),
+            Ok(None) => break String::new(),
             Err(error) => break format!(": {error}"),
         }
     };

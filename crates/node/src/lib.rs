@@ -3,6 +3,20 @@
 //! Both speak over `SOCK_SEQPACKET` unix sockets, one protobuf message per packet, with file descriptors beside it.
 //! A connection begins with [`message::Hello`] and [`message::Welcome`]; then each direction has one envelope
 //! ([`message::FromZtunnel`], [`message::ToZtunnel`], [`message::FromAgent`], [`message::ToAgent`]).
+//!
+//! # Versions
+//!
+//! During an upgrade each of the processes may be the older one, and a keeper is replaced last. Both ends of a connection
+//! therefore speak the newest version that both know ([`message::Hello::agree`]), and each build knows the one before its
+//! own as well. What may change, and how:
+//!
+//! - A field may be added at any time: whoever does not know it skips it, and where it is absent its default means what was
+//!   so before. Fields are never renumbered, reused or given another meaning.
+//! - A kind of message, of socket or of answer may be added, too. Since version 4 whoever does not know it passes it over
+//!   and closes the descriptors beside it; a request that needs an answer gets one ([`message::Unknown`], an error in
+//!   [`message::Sockets`]). To a peer of version 3, which ends the connection instead, none is sent.
+//! - How many descriptors belong to a kind never changes, and bounds of fields never get narrower.
+//! - Anything else takes another [`VERSION`]; the one before is spoken for as long as it is [`message::OLDEST_VERSION`].
 
 pub mod agent;
 pub mod message;

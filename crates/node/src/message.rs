@@ -10,10 +10,14 @@ pub use ztunnel::*;
 
 use crate::DNS_SOCKETS_PER_FAMILY;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
-/// The protocol's version. Version 1 of the hello belongs to the protocol that Istio's CNI agent speaks with its
-/// ztunnel: field 1 of [`Hello`] lies where its version lies, so that one socket can tell both apart.
-pub const VERSION: u32 = 3;
+/// The newest version of the protocol that this build speaks. The crate's documentation says when it becomes another one.
+pub const VERSION: u32 = 4;
+
+/// The oldest version that this build speaks: the one before, so that the processes of a node may be replaced one by one,
+/// in any order, and put back.
+pub const OLDEST_VERSION: u32 = VERSION - 1;
 
 /// Largest message. A snapshot of pods goes out one pod a message, so everything fits well below it.
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
@@ -117,21 +121,26 @@ pub fn cut(mut text: String) -> String {
 /// First packet of a connection, from the one that connected.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Hello {
-    /// [`VERSION`].
+    /// The oldest version that the sender speaks. Version 3 speaks no other than this one, and takes no other. Version 1
+    /// belongs to the protocol that Istio's CNI agent speaks with its ztunnel: its version lies in the same place, so
+    /// that one socket can tell both apart.
     #[prost(uint32, tag = "1")]
-    pub version: u32,
+    pub oldest: u32,
     /// The process, as it knows itself; for logs.
     #[prost(uint32, tag = "2")]
     pub pid: u32,
     /// A ztunnel that accepts no more and only needs sockets until its last connection ends.
     #[prost(bool, tag = "3")]
     pub leaving: bool,
+    /// The newest version that the sender speaks; 0 if that is `oldest`.
+    #[prost(uint32, tag = "4")]
+    pub newest: u32,
 }
 
 /// The keeper's answer to [`Hello`].
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Welcome {
-    /// The keeper's [`VERSION`].
+    /// The version that both speak from here on; the keeper's [`VERSION`] if there is none.
     #[prost(uint32, tag = "1")]
     pub version: u32,
     /// Drawn by each keeper process when it starts: another number means that all is to be told anew.
@@ -145,16 +154,43 @@ pub struct Welcome {
 impl Hello {
     /// The greeting of this process.
     pub fn new() -> Self {
-        Self { version: VERSION, pid: std::process::id(), leaving: false }
+        Self { oldest: OLDEST_VERSION, pid: std::process::id(), leaving: false, newest: VERSION }
     }
 
-    /// Why this greeting cannot be accepted, if so.
-    pub fn refusal(&self) -> Option<String> {
-        match self.version {
-            VERSION => None,
-            1 => Some("hello of version 1, Istio's ztunnel protocol, which this keeper does not serve".into()),
-            other => Some(format!("hello of version {other}, this keeper speaks version {VERSION}")),
+    /// The version to speak with who sent this, or why there is none.
+    pub fn agree(&self) -> Result<u32, String> {
+        let theirs = self.oldest..=self.newest.max(self.oldest);
+        if theirs == (1..=1) {
+            return Err("hello of version 1, Istio's ztunnel protocol, which this keeper does not serve".into());
         }
+        agreed(&theirs, &(OLDEST_VERSION..=VERSION)).ok_or_else(|| {
+            format!("hello of {}, this keeper speaks {}", versions(&theirs), versions(&(OLDEST_VERSION..=VERSION)))
+        })
+    }
+}
+
+impl Welcome {
+    /// The version that the keeper chose, or why it cannot be spoken with.
+    pub fn agree(&self) -> Result<u32, String> {
+        let ours = OLDEST_VERSION..=VERSION;
+        match (&self.error[..], ours.contains(&self.version)) {
+            ("", true) => Ok(self.version),
+            ("", false) => Err(format!("it speaks version {}, we {}", self.version, versions(&ours))),
+            (error, _) => Err(error.to_owned()),
+        }
+    }
+}
+
+/// The newest version that is in both ranges.
+fn agreed(theirs: &RangeInclusive<u32>, ours: &RangeInclusive<u32>) -> Option<u32> {
+    let newest = *theirs.end().min(ours.end());
+    (newest >= *theirs.start().max(ours.start())).then_some(newest)
+}
+
+fn versions(range: &RangeInclusive<u32>) -> String {
+    match range.start() == range.end() {
+        true => format!("version {}", range.start()),
+        false => format!("versions {} to {}", range.start(), range.end()),
     }
 }
 
@@ -391,14 +427,15 @@ fn pod_ref(message: &'static str, pod: Option<&PodRef>) -> Result<(), MessageErr
     incarnation(message, pod.incarnation)
 }
 
+/// A kind that is not known here is one of a newer version, which is for the receiver to answer.
 fn socket_kind(message: &'static str, kind: i32) -> Result<(), MessageError> {
-    match Kind::try_from(kind) {
-        Ok(Kind::Out4 | Kind::Out6 | Kind::In4 | Kind::In6 | Kind::Ask4 | Kind::Ask6) => Ok(()),
-        Ok(Kind::Unspecified) | Err(_) => {
-            Err(MessageError::Field { message, field: "kind", why: "is no kind of socket" })
-        }
+    match kind > Kind::Unspecified as i32 {
+        true => Ok(()),
+        false => Err(MessageError::Field { message, field: "kind", why: "is no kind of socket" }),
     }
 }
 
+#[cfg(test)]
+mod skew;
 #[cfg(test)]
 mod tests;

@@ -3,8 +3,8 @@
 use super::pool::Pool;
 use super::{DnsSockets, Pod, Pods, Status, Stay};
 use loam_node::message::{
-    AddPod, FromZtunnel, Held, Hello, Leaving, Need, PodAck, PodDrained, PodRef, Serving, Sockets, ToZtunnel, VERSION,
-    Welcome, cut, from_ztunnel, to_ztunnel,
+    AddPod, FromZtunnel, Held, Hello, Leaving, Need, PodAck, PodDrained, PodRef, Serving, Sockets, ToZtunnel, Welcome,
+    cut, from_ztunnel, to_ztunnel,
 };
 use loam_node::{Kind, ListenerKind, MAX_OPEN_NEEDS, Packet, PodInfo, Socket, SocketError};
 use rustix::net::sockopt::socket_cookie;
@@ -134,12 +134,8 @@ impl Link {
         let Some((welcome, _)) = timeout(GREETING_TIMEOUT, greet).await.map_err(|_| End::Silent)?? else {
             return Err(End::Closed);
         };
-        if !welcome.error.is_empty() {
-            return Err(End::Refused(welcome.error));
-        }
-        if welcome.version != VERSION {
-            return Err(End::Refused(format!("it speaks version {}, we {VERSION}", welcome.version)));
-        }
+        let version = welcome.agree().map_err(End::Refused)?;
+        tracing::debug!(version, keeper = welcome.keeper, "the keeper greets");
         Ok((socket, welcome.keeper))
     }
 
@@ -324,7 +320,10 @@ impl Session {
         use to_ztunnel::Said;
         let (message, fds) = packet.message::<ToZtunnel>().map_err(SocketError::from)?;
         // Every part is present: the message has been checked.
-        let Some(said) = message.said else { return Ok(()) };
+        let Some(said) = message.said else {
+            tracing::debug!("the keeper says what this ztunnel does not know");
+            return Ok(());
+        };
         match said {
             Said::AddPod(AddPod { incarnation, info: Some(info) }) => self.add(incarnation, info, fds, link)?,
             Said::RemovePod(remove) => {

@@ -44,7 +44,7 @@ impl Rig {
     async fn keeper(&self, number: u64) -> Keeper {
         let socket = self.listener.as_ref().unwrap().accept().await.unwrap();
         let (hello, _) = socket.recv_message::<Hello>().await.unwrap().unwrap();
-        assert_eq!(hello.version, VERSION);
+        assert_eq!(hello.agree(), Ok(VERSION));
         let welcome = Welcome { version: VERSION, keeper: number, error: String::new() };
         socket.send_message(&welcome, &[]).await.unwrap();
         Keeper { socket, leaving: hello.leaving }
@@ -488,4 +488,30 @@ async fn a_goodbye_and_a_refusal_are_the_status() {
     let welcome = Welcome { version: 3, keeper: 1, error: "hello of version 2".into() };
     socket.send_message(&welcome, &[]).await.unwrap();
     rig.until(|status| matches!(status, Status::Disconnected(why) if why.ends_with("hello of version 2"))).await;
+}
+
+#[tokio::test]
+async fn a_keeper_of_the_version_before_serves_and_what_a_newer_one_says_is_passed_over() {
+    let rig = Rig::new();
+    for (number, version) in [(1, VERSION - 1), (2, VERSION)] {
+        let socket = rig.listener.as_ref().unwrap().accept().await.unwrap();
+        socket.recv_message::<Hello>().await.unwrap().unwrap();
+        let welcome = Welcome { version, keeper: number, error: String::new() };
+        socket.send_message(&welcome, &[]).await.unwrap();
+        // Field 200, which nobody has, with a descriptor beside it.
+        let sockets = listeners();
+        socket.send(&[0xc2, 0x0c, 0x00], &[sockets[0].as_fd()]).await.unwrap();
+        let keeper = Keeper { socket, leaving: false };
+        keeper.snapshot_sent().await;
+        rig.until(|status| *status == Status::Synced).await;
+    }
+}
+
+#[tokio::test]
+async fn a_keeper_of_a_version_that_is_not_known_is_refused_in_words() {
+    let rig = Rig::new();
+    let socket = rig.listener.as_ref().unwrap().accept().await.unwrap();
+    let welcome = Welcome { version: VERSION + 1, keeper: 1, error: String::new() };
+    socket.send_message(&welcome, &[]).await.unwrap();
+    rig.until(|status| matches!(status, Status::Disconnected(why) if why.contains("it speaks version 5"))).await;
 }

@@ -1,5 +1,6 @@
 use super::*;
-use crate::message::{Goodbye, Pods, Removed, Stored};
+use crate::message::{Goodbye, Pods, Removed, Stored, VERSION};
+use prost::Message as _;
 use std::os::fd::AsFd;
 
 /// A greeted client and the keeper's end of its connection.
@@ -8,7 +9,7 @@ async fn connected() -> (AgentClient, Socket) {
     let welcome = Welcome { version: VERSION, keeper: 5, error: String::new() };
     let (client, ()) = tokio::join!(AgentClient::hello(ours), async {
         let (hello, _) = theirs.recv_message::<Hello>().await.unwrap().unwrap();
-        assert_eq!(hello.version, VERSION);
+        assert_eq!(hello.agree(), Ok(VERSION));
         theirs.send_message(&welcome, &[]).await.unwrap();
     });
     (client.unwrap(), theirs)
@@ -103,4 +104,35 @@ async fn a_keeper_that_refuses_the_hello_is_an_error_with_its_text() {
         theirs.send_message(&refusal, &[]).await.unwrap();
     });
     assert_eq!(client.unwrap_err().to_string(), "keeper: another agent is connected");
+}
+
+#[tokio::test]
+async fn a_keeper_of_the_version_before_is_spoken_with_in_its_own() {
+    let (ours, theirs) = Socket::pair().unwrap();
+    let (client, ()) = tokio::join!(AgentClient::hello(ours), async {
+        theirs.recv_message::<Hello>().await.unwrap();
+        let welcome = Welcome { version: VERSION - 1, keeper: 5, error: String::new() };
+        theirs.send_message(&welcome, &[]).await.unwrap();
+    });
+    assert_eq!(client.unwrap().version(), VERSION - 1);
+}
+
+#[tokio::test]
+async fn a_question_that_the_keeper_does_not_know_fails_alone() {
+    let (client, keeper) = connected().await;
+    let (checked, removed, ()) = tokio::join!(client.check("a"), client.remove_pod("b"), async {
+        let (first, second) = (asked(&keeper).await, asked(&keeper).await);
+        answer(&keeper, first.0, Answer::Unknown(Unknown {})).await;
+        // An answer of a kind that is not known here: field 200, empty.
+        let mut unknown = ToAgent { id: second.0, answer: None }.encode_to_vec();
+        unknown.extend([0xc2, 0x0c, 0x00]);
+        keeper.send(&unknown, &[]).await.unwrap();
+    });
+    assert!(matches!(checked, Err(ClientError::Unknown { request: "check" })), "{checked:?}");
+    assert!(matches!(removed, Err(ClientError::Unknown { request: "remove pod" })), "{removed:?}");
+    let (listed, ()) = tokio::join!(client.list(), async {
+        let (id, _) = asked(&keeper).await;
+        answer(&keeper, id, Answer::Pods(Pods::default())).await;
+    });
+    assert_eq!(listed.unwrap(), []);
 }

@@ -78,7 +78,9 @@ impl Wire for FromAgent {
 
     fn check(&self, descriptors: usize) -> Result<(), MessageError> {
         use from_agent::Asked;
-        match present(Self::NAME, "asked", self.asked.as_ref())? {
+        // A question of a newer version.
+        let Some(asked) = &self.asked else { return Ok(()) };
+        match asked {
             Asked::Stores(_) => exactly("Stores", descriptors, 2),
             Asked::AddPod(add) => {
                 present("AddPod", "info", add.info.as_ref())?.check()?;
@@ -106,7 +108,7 @@ pub struct ToAgent {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// The answer.
-    #[prost(oneof = "to_agent::Answer", tags = "2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "to_agent::Answer", tags = "2, 3, 4, 5, 6, 7, 8")]
     pub answer: Option<to_agent::Answer>,
 }
 
@@ -133,6 +135,9 @@ pub mod to_agent {
         /// The keeper ends this connection.
         #[prost(message, tag = "7")]
         Goodbye(super::Goodbye),
+        /// To what the keeper does not know.
+        #[prost(message, tag = "8")]
+        Unknown(super::Unknown),
     }
 }
 
@@ -220,16 +225,25 @@ pub struct Checked {
     pub problem: String,
 }
 
+/// The request is one of a newer version: nothing was done.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Unknown {}
+
 impl Wire for ToAgent {
     const NAME: &'static str = "ToAgent";
 
     fn check(&self, descriptors: usize) -> Result<(), MessageError> {
         use to_agent::Answer;
+        // An answer of a newer version.
+        let Some(answer) = &self.answer else { return Ok(()) };
         exactly(Self::NAME, descriptors, 0)?;
-        match present(Self::NAME, "answer", self.answer.as_ref())? {
-            Answer::Stored(_) | Answer::Added(_) | Answer::Removed(_) | Answer::Checked(_) | Answer::Goodbye(_) => {
-                Ok(())
-            }
+        match answer {
+            Answer::Stored(_)
+            | Answer::Added(_)
+            | Answer::Removed(_)
+            | Answer::Checked(_)
+            | Answer::Goodbye(_)
+            | Answer::Unknown(_) => Ok(()),
             Answer::Pods(pods) => {
                 pods.pods.iter().try_for_each(|pod| present("KeptPod", "info", pod.info.as_ref())?.check())
             }

@@ -96,7 +96,9 @@ impl Wire for FromZtunnel {
 
     fn check(&self, descriptors: usize) -> Result<(), MessageError> {
         use from_ztunnel::Said;
-        match present(Self::NAME, "said", self.said.as_ref())? {
+        // Said in a newer version.
+        let Some(said) = &self.said else { return Ok(()) };
+        match said {
             Said::Need(need) => {
                 pod_ref("Need", need.pod.as_ref())?;
                 socket_kind("Need", need.kind)?;
@@ -214,7 +216,9 @@ impl Wire for ToZtunnel {
 
     fn check(&self, descriptors: usize) -> Result<(), MessageError> {
         use to_ztunnel::Said;
-        match present(Self::NAME, "said", self.said.as_ref())? {
+        // Said in a newer version.
+        let Some(said) = &self.said else { return Ok(()) };
+        match said {
             Said::AddPod(add) => {
                 incarnation("AddPod", add.incarnation)?;
                 present("AddPod", "info", add.info.as_ref())?.check()?;
