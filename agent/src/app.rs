@@ -11,7 +11,7 @@ use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
 use loam_kube::{Objects, Selection, Updates};
 use loam_manifest::enrol::EXCLUDED_NAMESPACES;
-use loam_manifest::{Kind, Manifests, Source as Manifest};
+use loam_manifest::{Kind, Manifests, Source as Manifest, Update};
 use loam_node::{AGENT_SOCKET, AgentClient, ClientError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -30,7 +30,7 @@ use crate::netns::{Netns, sysctl};
 use crate::notices::{Notices, Standing, Writing};
 use crate::pods::discovery::{self, Searched};
 use crate::pods::record::{Record, Records};
-use crate::pods::registry::{Action, MAX_BUSY, Place};
+use crate::pods::registry::{Action, MAX_BUSY, Place, State};
 use crate::pods::sandbox::Sandbox;
 use crate::pods::search::Search;
 use crate::pods::source::Source;
@@ -89,6 +89,9 @@ pub async fn run(config: Run) -> Result<()> {
             (Some(client), updates, Guide::Node)
         }
     };
+    // Apart from the others: where they may not be read, that must not keep anybody out of the mesh.
+    let network_policies =
+        client.as_ref().map(|client| Objects::stream(client, [Selection::all(Kind::NetworkPolicy)]));
     let rules = Rules { node: config.node.clone(), dns: config.dns_capture, guide };
     let kit = Kit::new(redirect, link, records, config.node.as_str().into());
     let mut agent = Agent {
@@ -97,6 +100,8 @@ pub async fn run(config: Run) -> Result<()> {
         pods: config.pods,
         updates,
         watching: true,
+        network_policies,
+        policy_problems: Vec::new(),
         begun: false,
         registry: Registry::default(),
         steps: JoinSet::new(),
@@ -132,6 +137,14 @@ pub async fn run(config: Run) -> Result<()> {
     Ok(())
 }
 
+/// The next update of objects; none when they are followed no more, and then never again.
+async fn next(objects: &mut Option<Objects>) -> Option<Update> {
+    match objects {
+        Some(objects) => objects.next().await,
+        None => std::future::pending().await,
+    }
+}
+
 fn stores(redirect: &Redirect) -> std::io::Result<[OwnedFd; 2]> {
     let (listeners, exempt) = redirect.stores();
     Ok([listeners.try_clone_to_owned()?, exempt.try_clone_to_owned()?])
@@ -144,6 +157,10 @@ struct Agent {
     pods: Manifest,
     updates: Updates,
     watching: bool,
+    /// Those of the API server, read for advice.
+    network_policies: Option<Objects>,
+    /// Why they are not known.
+    policy_problems: Vec<String>,
     /// All that was there at the beginning is known. Until then whoever is captured stays so.
     begun: bool,
     registry: Registry,
@@ -262,6 +279,7 @@ impl Agent {
                     Some(update) => self.take_update(update),
                     None => self.unwatched(),
                 },
+                update = next(&mut self.network_policies) => self.take_network_policies(update),
                 Some(done) = self.steps.join_next() => match done {
                     Ok(done) => self.take_done(done),
                     // A step that ended by a bug would leave its pod busy for ever.
@@ -286,7 +304,7 @@ impl Agent {
         }
     }
 
-    fn take_update(&mut self, update: loam_manifest::Update) {
+    fn take_update(&mut self, update: Update) {
         for change in update.changes {
             self.source.change(change);
         }
@@ -301,6 +319,23 @@ impl Agent {
             self.source.settle();
         }
         self.want();
+    }
+
+    fn take_network_policies(&mut self, update: Option<Update>) {
+        let Some(update) = update else {
+            self.network_policies = None;
+            return;
+        };
+        for change in update.changes {
+            self.source.change(change);
+        }
+        if let Some(problems) = update.problems {
+            self.policy_problems = problems.iter().map(ToString::to_string).collect();
+            if let [problem, ..] = &self.policy_problems[..] {
+                warn!(problem, "it is not known whether NetworkPolicies keep tunnels from pods");
+            }
+        }
+        self.changed();
     }
 
     /// Acts on what is known of pods at this moment.
@@ -603,7 +638,13 @@ impl Agent {
             programs: FORM,
             hooks: self.hooks.clone(),
             keeper: self.kit.keeper.client().is_some(),
-            problems: own.chain(&self.hook_problem).chain(&waiting).chain(&cni_problem).cloned().collect(),
+            problems: own
+                .chain(&self.hook_problem)
+                .chain(&waiting)
+                .chain(&cni_problem)
+                .chain(&self.policy_problems)
+                .cloned()
+                .collect(),
             pods: status::pods(&self.registry, &self.memory),
         };
         if let Err(error) = status::write(&self.run_dir, &status) {
@@ -618,10 +659,16 @@ impl Agent {
         let pods: Vec<_> = self.source.pods().map(|(pod, belongs)| (pod, belongs, uid(pod))).collect();
         let outside: Vec<String> =
             pods.iter().map(|(_, belongs, _)| belongs.err().map(|why| why.to_string()).unwrap_or_default()).collect();
-        let standing = pods
-            .iter()
-            .zip(&outside)
-            .map(|((pod, _, uid), outside)| (*pod, Standing { outside, view: views.get(uid).copied() }));
+        let blocked = pods.iter().map(|(pod, _, uid)| match views.get(uid) {
+            Some((State::Enrolled, _)) => {
+                self.source.blocking(pod).iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+            }
+            Some(_) | None => String::new(),
+        });
+        let blocked: Vec<String> = blocked.collect();
+        let standing = pods.iter().zip(&outside).zip(&blocked).map(|(((pod, _, uid), outside), blocked)| {
+            (*pod, Standing { outside, view: views.get(uid).copied(), blocked })
+        });
         for writing in self.notices.next(standing, Instant::now()) {
             let (client, node) = (client.clone(), self.kit.node.clone());
             self.writes.spawn(async move {

@@ -8,8 +8,11 @@
 //! | apiGroups | resources | verbs |
 //! |---|---|---|
 //! | `""` | namespaces, pods | list, watch |
+//! | `networking.k8s.io` | networkpolicies | list, watch |
 //! | `""` | pods/status | patch |
 //! | `""` | events | create |
+//!
+//! Without the one about networkpolicies it does all but to name those that keep tunnels from a pod.
 //!
 //! The annotation on a pod is written through `pods/status` as well, so nobody who gets hold of the account can change
 //! what a pod runs.

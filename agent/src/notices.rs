@@ -47,6 +47,8 @@ pub struct Standing<'a> {
     pub outside: &'a str,
     /// Where it stands and what is wrong; none if the agent has nothing of it.
     pub view: Option<(State, &'a str)>,
+    /// Which policies of the network keep tunnels from it; empty if none does.
+    pub blocked: &'a str,
 }
 
 /// What each object should say, and when it is written: a plain machine.
@@ -145,7 +147,11 @@ fn notice(pod: &Pod, standing: Standing<'_>) -> Option<Notice> {
         return None;
     }
     match (standing.outside, standing.view) {
-        ("", Some((State::Enrolled, words))) => Some(Notice::new(Reason::Captured, words)),
+        ("", Some((State::Enrolled, words))) => Some(match (standing.blocked, words) {
+            ("", words) => Notice::new(Reason::Captured, words),
+            (blocked, "") => Notice::new(Reason::TunnelsBlocked, blocked),
+            (blocked, words) => Notice::new(Reason::TunnelsBlocked, &format!("{blocked}; {words}")),
+        }),
         ("", Some((State::Pending, words))) => Some(Notice::new(Reason::Waiting, words)),
         ("", Some((State::Failed, words))) => Some(Notice::new(Reason::Failed, words)),
         // It is on its way out, or only just heard of.

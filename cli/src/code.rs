@@ -102,6 +102,16 @@ codes! {
     NotCaptured = 2010, No, "`loam status` says why for each";
     /// There is no node that the mesh could run on.
     NoLinux = 2011, No, "a node with Linux";
+    /// NetworkPolicies keep tunnels of the mesh from pods.
+    TunnelsBlocked = 2012, No, "`loam status` names the policies; add port 15008 to their rules";
+    /// A label does not mean what it seems to mean.
+    WrongLabel = 2013, No, "the label that is named";
+    /// Another installation of this mesh is in the cluster.
+    OtherInstallation = 2014, No, "one installation for a cluster";
+    /// The user's certificates cannot be used by the controller.
+    BadAuthority = 2015, No, "certificates that are valid and belong together";
+    /// The kinds of the Gateway API are not of a version that the mesh reads.
+    GatewayVersion = 2016, No, "a newer Gateway API";
     /// The namespace is never enrolled.
     NeverEnrolled = 3001, Failed, "another namespace";
     /// Not all pods were captured in time.

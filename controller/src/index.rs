@@ -216,7 +216,7 @@ impl Index {
                 self.set_node(&key.name, Some(locality));
             }
             // A pod names its account, and nothing more is to be known of it.
-            Object::ServiceAccount(_) => {}
+            Object::ServiceAccount(_) | Object::NetworkPolicy(_) => {}
             Object::PeerAuthentication(object) => {
                 let audiences = self.policies.set_peer(&name(), Some(*object));
                 self.policies_moved(audiences);
@@ -259,7 +259,7 @@ impl Index {
             Kind::EndpointSlice => self.set_slice(&name, None),
             Kind::Namespace => self.set_namespace(&key.name, None),
             Kind::Node => self.set_node(&key.name, None),
-            Kind::ServiceAccount => {}
+            Kind::ServiceAccount | Kind::NetworkPolicy => {}
             Kind::PeerAuthentication => {
                 let audiences = self.policies.set_peer(&name, None);
                 self.policies_moved(audiences);

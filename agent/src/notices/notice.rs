@@ -28,6 +28,8 @@ pub struct Notice {
 pub enum Reason {
     /// It is captured.
     Captured,
+    /// It is captured, and a policy of the network keeps tunnels from it.
+    TunnelsBlocked,
     /// It is on its way in.
     Waiting,
     /// It should be in the mesh, and something is wrong.
@@ -52,6 +54,7 @@ impl Reason {
     pub fn as_str(self) -> &'static str {
         match self {
             Reason::Captured => "Captured",
+            Reason::TunnelsBlocked => "TunnelsBlocked",
             Reason::Waiting => "Waiting",
             Reason::Failed => "Failed",
             Reason::NotInMesh => "NotInMesh",
@@ -60,7 +63,7 @@ impl Reason {
 
     /// Whether the pod is captured.
     pub fn is_captured(self) -> bool {
-        self == Reason::Captured
+        matches!(self, Reason::Captured | Reason::TunnelsBlocked)
     }
 
     /// Whether this is as somebody wanted it.
@@ -74,6 +77,7 @@ impl Notice {
     pub fn new(reason: Reason, words: &str) -> Self {
         let message = match (words, reason) {
             ("", Reason::Captured) => "the pod's traffic goes through the mesh",
+            ("", Reason::TunnelsBlocked) => "a policy of the network keeps tunnels from the pod",
             ("", Reason::Waiting | Reason::Failed | Reason::NotInMesh) => {
                 "the pod's traffic does not go through the mesh"
             }

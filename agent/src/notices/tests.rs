@@ -33,9 +33,10 @@ fn after(notice: &Notice) -> Pod {
     pod(more, &condition(status, notice.reason.as_str(), &notice.message))
 }
 
-const ENROLLED: Standing<'_> = Standing { outside: "", view: Some((State::Enrolled, "")) };
-const WAITING: Standing<'_> = Standing { outside: "", view: Some((State::Pending, "waiting for the ztunnel")) };
-const OUTSIDE: Standing<'_> = Standing { outside: "its label says none", view: None };
+const ENROLLED: Standing<'_> = Standing { outside: "", view: Some((State::Enrolled, "")), blocked: "" };
+const WAITING: Standing<'_> =
+    Standing { outside: "", view: Some((State::Pending, "waiting for the ztunnel")), blocked: "" };
+const OUTSIDE: Standing<'_> = Standing { outside: "its label says none", view: None, blocked: "" };
 
 fn next(notices: &mut Notices, pod: &Pod, standing: Standing<'_>, now: Instant) -> Option<Writing> {
     let mut all = notices.next([(pod, standing)], now);
@@ -91,6 +92,29 @@ fn what_is_not_true_any_more_is_taken_back_at_once() {
     ] {
         assert_eq!(next(&mut Notices::default(), &pod, standing, now), None, "{what}");
     }
+}
+
+#[test]
+fn a_captured_pod_that_tunnels_cannot_reach_says_so_with_a_warning_until_they_can() {
+    let now = Instant::now();
+    let blocked = Standing { blocked: "NetworkPolicy shop/web keeps tunnels away", ..ENROLLED };
+    let writing = next(&mut Notices::default(), &pod("", ""), blocked, now).unwrap();
+    let Notice { reason, message } = &writing.notice;
+    assert_eq!((*reason, reason.is_captured(), reason.is_good()), (Reason::TunnelsBlocked, true, false));
+    assert_eq!((&**message, writing.tells), (blocked.blocked, true));
+    let object = after(&writing.notice);
+    assert_eq!(next(&mut Notices::default(), &object, blocked, now), None);
+    let mut notices = Notices::default();
+    assert_eq!(next(&mut notices, &object, ENROLLED, now), None);
+    let writing = next(&mut notices, &object, ENROLLED, now + WORDS_DELAY).unwrap();
+    assert_eq!((writing.notice.reason, writing.turns, writing.tells), (Reason::Captured, false, true));
+    // What else is wrong is not hidden by it, and a pod that is outside has no tunnels.
+    let both = Standing { view: Some((State::Enrolled, "no route")), ..blocked };
+    let message = next(&mut Notices::default(), &pod("", ""), both, now).unwrap().notice.message;
+    assert_eq!(message, "NetworkPolicy shop/web keeps tunnels away; no route");
+    let outside = Standing { blocked: blocked.blocked, ..WAITING };
+    let writing = next(&mut Notices::default(), &object, outside, now).unwrap();
+    assert_eq!(writing.notice.reason, Reason::Waiting);
 }
 
 #[test]

@@ -4,11 +4,16 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use k8s_openapi::api::core::v1::Pod as Manifest;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use loam_manifest::enrol::{Why, Wish, namespace_in};
+use loam_manifest::network_policy::{Blocking, blocking};
 use loam_manifest::{Change, Key, Kind, Object};
 
 use super::sandbox::{ResolvConf, Sandbox};
 use super::spec::{Guide, PodSpec, Rules, SpecError, Uid, uid};
+
+/// Most NetworkPolicies that are kept. They are read for advice only, so whatever comes beyond it is passed over.
+const MAX_NETWORK_POLICIES: usize = 10_000;
 
 /// The pods that belong to the mesh here: each with what its enrolment needs, or with what it lacks.
 pub type Wanted = BTreeMap<Uid, Pod>;
@@ -40,6 +45,8 @@ pub struct Source {
     /// Whether a namespace asks for the mesh.
     namespaces: HashMap<String, bool>,
     pods: BTreeMap<Key, Box<Manifest>>,
+    /// At most [`MAX_NETWORK_POLICIES`].
+    network_policies: BTreeMap<Key, Box<NetworkPolicy>>,
     /// What was found out about pods; at most one for each that is here.
     sandboxes: HashMap<Uid, Result<Sandbox, String>>,
 }
@@ -47,7 +54,13 @@ pub struct Source {
 impl Source {
     /// Nothing is known yet.
     pub fn new(rules: Rules) -> Self {
-        Self { rules, namespaces: HashMap::new(), pods: BTreeMap::new(), sandboxes: HashMap::new() }
+        Self {
+            rules,
+            namespaces: HashMap::new(),
+            pods: BTreeMap::new(),
+            network_policies: BTreeMap::new(),
+            sandboxes: HashMap::new(),
+        }
     }
 
     /// Takes in an object.
@@ -67,6 +80,11 @@ impl Source {
                 // Another pod of that name, or it is another node's.
                 if let Some(former) = former.map(|former| uid(&former)).filter(|former| !here || *former != is) {
                     self.sandboxes.remove(&former);
+                }
+            }
+            Object::NetworkPolicy(policy) => {
+                if self.network_policies.len() < MAX_NETWORK_POLICIES || self.network_policies.contains_key(&key) {
+                    self.network_policies.insert(key, policy);
                 }
             }
             Object::Node(_)
@@ -92,6 +110,7 @@ impl Source {
                         self.sandboxes.remove(&uid(&pod));
                     }
                 }
+                Kind::NetworkPolicy => drop(self.network_policies.remove(&key)),
                 Kind::Node
                 | Kind::ServiceAccount
                 | Kind::PeerAuthentication
@@ -103,6 +122,14 @@ impl Source {
                 | Kind::WorkloadEntry => {}
             },
         }
+    }
+
+    /// The NetworkPolicies that keep tunnels from a pod.
+    pub fn blocking(&self, pod: &Manifest) -> Vec<Blocking> {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let first = Key { kind: Kind::NetworkPolicy, namespace: namespace.into(), name: "".into() };
+        let near = self.network_policies.range(first..).take_while(|(key, _)| *key.namespace == *namespace);
+        blocking(pod, near.map(|(_, policy)| &**policy))
     }
 
     /// Notes where a pod is.
@@ -257,6 +284,28 @@ status: {podIPs: [{ip: 10.0.0.7}]}
             source.apply(object(&POD.replace("name: web, namespace: shop,", &labelled)));
             assert_eq!(source.standing("lone", "web", ""), expected, "whatever its namespace says");
         }
+    }
+
+    #[test]
+    fn policies_of_its_own_namespace_keep_tunnels_from_a_pod_until_they_are_gone() {
+        let mut source = source(Guide::Annotations);
+        source.apply(object(POD));
+        let policy = |namespace: &str| {
+            object(&format!(
+                "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p, namespace: {namespace}}}, \
+                 spec: {{podSelector: {{}}, ingress: [{{ports: [{{port: 80}}]}}]}}}}"
+            ))
+        };
+        let blocking = |source: &Source| {
+            let pods: Vec<_> = source.pods().map(|(pod, _)| source.blocking(pod)).collect();
+            pods.concat().into_iter().map(|blocking| blocking.policy).collect::<Vec<_>>()
+        };
+        for namespace in ["a", "shop", "z"] {
+            source.apply(policy(namespace));
+        }
+        assert_eq!(blocking(&source), ["shop/p"]);
+        source.change(Change::Deleted(policy("shop").key()));
+        assert_eq!(blocking(&source), Vec::<String>::new());
     }
 
     #[test]

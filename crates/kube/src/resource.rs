@@ -32,6 +32,7 @@ pub(crate) fn plural(kind: Kind) -> &'static str {
         Kind::PeerAuthentication => "peerauthentications",
         Kind::AuthorizationPolicy => "authorizationpolicies",
         Kind::Sidecar => "sidecars",
+        Kind::NetworkPolicy => "networkpolicies",
         Kind::Service => "services",
         Kind::ServiceEntry => "serviceentries",
         Kind::EndpointSlice => "endpointslices",

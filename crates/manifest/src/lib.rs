@@ -12,6 +12,7 @@ mod document;
 pub mod enrol;
 pub mod istio;
 mod located;
+pub mod network_policy;
 mod object;
 mod parse;
 mod problem;

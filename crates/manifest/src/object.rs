@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::istio::{
@@ -22,6 +23,7 @@ pub enum Kind {
     PeerAuthentication,
     AuthorizationPolicy,
     Sidecar,
+    NetworkPolicy,
     Service,
     ServiceEntry,
     EndpointSlice,
@@ -35,13 +37,14 @@ const SECURITY: [&str; 2] = ["security.istio.io/v1", "security.istio.io/v1beta1"
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 11] = [
+    pub const ALL: [Kind; 12] = [
         Kind::Namespace,
         Kind::Node,
         Kind::ServiceAccount,
         Kind::PeerAuthentication,
         Kind::AuthorizationPolicy,
         Kind::Sidecar,
+        Kind::NetworkPolicy,
         Kind::Service,
         Kind::ServiceEntry,
         Kind::EndpointSlice,
@@ -58,6 +61,7 @@ impl Kind {
             Kind::PeerAuthentication => "PeerAuthentication",
             Kind::AuthorizationPolicy => "AuthorizationPolicy",
             Kind::Sidecar => "Sidecar",
+            Kind::NetworkPolicy => "NetworkPolicy",
             Kind::Service => "Service",
             Kind::ServiceEntry => "ServiceEntry",
             Kind::EndpointSlice => "EndpointSlice",
@@ -71,6 +75,7 @@ impl Kind {
         match self {
             Kind::Namespace | Kind::Node | Kind::ServiceAccount | Kind::Service | Kind::Pod => &["v1"],
             Kind::EndpointSlice => &["discovery.k8s.io/v1"],
+            Kind::NetworkPolicy => &["networking.k8s.io/v1"],
             Kind::Sidecar | Kind::ServiceEntry | Kind::WorkloadEntry => &NETWORKING,
             Kind::PeerAuthentication | Kind::AuthorizationPolicy => &SECURITY,
         }
@@ -84,6 +89,7 @@ impl Kind {
             | Kind::Sidecar
             | Kind::ServiceEntry
             | Kind::WorkloadEntry => true,
+            Kind::NetworkPolicy => false,
             Kind::Namespace | Kind::Node | Kind::ServiceAccount | Kind::Service | Kind::EndpointSlice | Kind::Pod => {
                 false
             }
@@ -98,6 +104,7 @@ impl Kind {
             | Kind::PeerAuthentication
             | Kind::AuthorizationPolicy
             | Kind::Sidecar
+            | Kind::NetworkPolicy
             | Kind::Service
             | Kind::ServiceEntry
             | Kind::EndpointSlice
@@ -143,6 +150,7 @@ pub enum Object {
     PeerAuthentication(Box<Custom<PeerAuthenticationSpec>>),
     AuthorizationPolicy(Box<Custom<AuthorizationPolicySpec>>),
     Sidecar(Box<Custom<SidecarSpec>>),
+    NetworkPolicy(Box<NetworkPolicy>),
     Service(Box<Service>),
     ServiceEntry(Box<Custom<ServiceEntrySpec>>),
     EndpointSlice(Box<EndpointSlice>),
@@ -160,6 +168,7 @@ impl Object {
             Object::PeerAuthentication(_) => Kind::PeerAuthentication,
             Object::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Object::Sidecar(_) => Kind::Sidecar,
+            Object::NetworkPolicy(_) => Kind::NetworkPolicy,
             Object::Service(_) => Kind::Service,
             Object::ServiceEntry(_) => Kind::ServiceEntry,
             Object::EndpointSlice(_) => Kind::EndpointSlice,
@@ -177,6 +186,7 @@ impl Object {
             Object::PeerAuthentication(o) => &o.metadata,
             Object::AuthorizationPolicy(o) => &o.metadata,
             Object::Sidecar(o) => &o.metadata,
+            Object::NetworkPolicy(o) => &o.metadata,
             Object::Service(o) => &o.metadata,
             Object::ServiceEntry(o) => &o.metadata,
             Object::EndpointSlice(o) => &o.metadata,
@@ -202,6 +212,7 @@ impl Object {
             Object::Namespace(_)
             | Object::Node(_)
             | Object::ServiceAccount(_)
+            | Object::NetworkPolicy(_)
             | Object::Service(_)
             | Object::EndpointSlice(_)
             | Object::Pod(_) => return,
@@ -218,6 +229,7 @@ impl Object {
             Object::PeerAuthentication(o) => &mut o.metadata,
             Object::AuthorizationPolicy(o) => &mut o.metadata,
             Object::Sidecar(o) => &mut o.metadata,
+            Object::NetworkPolicy(o) => &mut o.metadata,
             Object::Service(o) => &mut o.metadata,
             Object::ServiceEntry(o) => &mut o.metadata,
             Object::EndpointSlice(o) => &mut o.metadata,

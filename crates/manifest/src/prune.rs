@@ -24,6 +24,7 @@ pub(crate) fn prune(object: &mut Object) {
         Object::PeerAuthentication(o) => metadata(&mut o.metadata),
         Object::AuthorizationPolicy(o) => metadata(&mut o.metadata),
         Object::Sidecar(o) => metadata(&mut o.metadata),
+        Object::NetworkPolicy(o) => metadata(&mut o.metadata),
         Object::Service(o) => metadata(&mut o.metadata),
         Object::ServiceEntry(o) => metadata(&mut o.metadata),
         Object::WorkloadEntry(o) => metadata(&mut o.metadata),
