@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Pod;
 use loam_manifest::enrol::{Why, Wish};
 use serde::Serialize;
 
-use crate::names::{ENROLLED, REDIRECTION};
+use crate::names::{BLOCKED, ENROLLED, REDIRECTION};
 use crate::node::NodePod;
 
 /// Where a pod stands.
@@ -14,6 +14,8 @@ use crate::node::NodePod;
 pub enum Standing {
     /// Its traffic is in the mesh.
     Captured,
+    /// Its traffic is in the mesh, and NetworkPolicies keep tunnels from it.
+    Blocked(String),
     /// It belongs to the mesh and is not captured.
     Waiting(String),
     /// It does not belong to the mesh any more and is still captured.
@@ -54,8 +56,9 @@ impl Standing {
         match Wish::of(pod).under(namespace_in) {
             // What an agent found out counts for more than what an annotation remembers.
             Ok(()) => match told {
-                Some((false, why)) => Self::Waiting(why),
-                Some((true, _)) => Self::Captured,
+                Some(Told { captured: false, why, .. }) => Self::Waiting(why),
+                Some(Told { blocked: true, why, .. }) => Self::Blocked(why),
+                Some(Told { .. }) => Self::Captured,
                 None if annotated => Self::Captured,
                 None => Self::Waiting(untold(pod, nodes)),
             },
@@ -67,7 +70,7 @@ impl Standing {
     /// The word for it.
     pub fn state(&self) -> State {
         match self {
-            Self::Captured => State::Captured,
+            Self::Captured | Self::Blocked(_) => State::Captured,
             Self::Waiting(_) => State::Waiting,
             Self::Leaving => State::Leaving,
             Self::Outside(_) => State::Outside,
@@ -78,7 +81,7 @@ impl Standing {
     pub fn reason(&self) -> String {
         match self {
             Self::Captured => String::new(),
-            Self::Waiting(why) => why.clone(),
+            Self::Blocked(why) | Self::Waiting(why) => why.clone(),
             Self::Leaving => "the node has not let it go yet".to_owned(),
             Self::Outside(why) => why.to_string(),
         }
@@ -96,13 +99,20 @@ pub fn node(pod: &Pod) -> &str {
     pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()
 }
 
-/// What the agent says: whether the pod is captured, and why not.
-fn condition(pod: &Pod) -> Option<(bool, String)> {
+/// What an agent says of a pod.
+struct Told {
+    captured: bool,
+    /// NetworkPolicies keep tunnels from it.
+    blocked: bool,
+    why: String,
+}
+
+fn condition(pod: &Pod) -> Option<Told> {
     let conditions = pod.status.as_ref()?.conditions.as_ref()?;
     let told = conditions.iter().find(|condition| condition.type_ == ENROLLED)?;
     let text = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
     let why = text(&told.message).or_else(|| text(&told.reason)).unwrap_or_else(|| "the agent does not say why".into());
-    Some((told.status == "True", why))
+    Some(Told { captured: told.status == "True", blocked: told.reason.as_deref() == Some(BLOCKED), why })
 }
 
 /// Why nothing is told of a pod that belongs to the mesh.
@@ -146,6 +156,8 @@ mod tests {
         };
         let no = "{type: loam.dev/Enrolled, status: 'False', reason: NoCertificate, message: no certificate yet}";
         let yes = "{type: loam.dev/Enrolled, status: 'True'}";
+        let blocked = "{type: loam.dev/Enrolled, status: 'True', reason: TunnelsBlocked, message: a policy}";
+        assert_eq!(told("enabled", blocked), Standing::Blocked("a policy".into()));
         assert_eq!(told("enabled", ""), Standing::Captured);
         assert_eq!(told("''", yes), Standing::Captured);
         assert_eq!(told("enabled", no), Standing::Waiting("no certificate yet".into()));

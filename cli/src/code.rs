@@ -108,10 +108,6 @@ codes! {
     WrongLabel = 2013, No, "the label that is named";
     /// Another installation of this mesh is in the cluster.
     OtherInstallation = 2014, No, "one installation for a cluster";
-    /// The user's certificates cannot be used by the controller.
-    BadAuthority = 2015, No, "certificates that are valid and belong together";
-    /// The kinds of the Gateway API are not of a version that the mesh reads.
-    GatewayVersion = 2016, No, "a newer Gateway API";
     /// The namespace is never enrolled.
     NeverEnrolled = 3001, Failed, "another namespace";
     /// Not all pods were captured in time.

@@ -23,7 +23,7 @@ use crate::table::{Cell, Table};
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Makes an injector bring a sidecar to every new pod.
-const INJECTION_LABEL: &str = "istio-injection";
+pub const INJECTION_LABEL: &str = "istio-injection";
 
 /// Pods that are named when the wait is over.
 const MAX_NAMED: usize = 5;

@@ -20,5 +20,7 @@ pub const PROXY_PORT: u16 = 15000;
 
 /// Says that a pod's traffic is redirected.
 pub const REDIRECTION: &str = "ambient.istio.io/redirection";
+/// The reason of [`ENROLLED`] on a pod that is captured and that NetworkPolicies keep tunnels from.
+pub const BLOCKED: &str = "TunnelsBlocked";
 /// The condition by which an agent says how a pod fares.
 pub const ENROLLED: &str = "loam.dev/Enrolled";

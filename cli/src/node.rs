@@ -22,6 +22,9 @@ pub struct NodePod {
     pub version: String,
     /// How often its containers were started again.
     pub restarts: i32,
+    /// Why one of them does not run, or what the last one that ended said; empty where all is well.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub trouble: String,
 }
 
 /// The mesh by node. While a pod replaces another, the ready one counts, and of two the younger.
@@ -39,6 +42,7 @@ pub fn by_node(pods: &[Pod]) -> BTreeMap<String, NodePod> {
                 .flat_map(|s| s.container_statuses.iter().flatten())
                 .map(|c| c.restart_count)
                 .sum(),
+            trouble: trouble(pod),
         };
         let standby = (of.ready, pod.metadata.creation_timestamp.clone().map(|time| time.0));
         match nodes.get(&of.node) {
@@ -57,6 +61,25 @@ pub fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
     let ready = conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
     ready && pod.metadata.deletion_timestamp.is_none()
+}
+
+/// Longest trouble that is told.
+const MAX_TROUBLE_CHARS: usize = 400;
+
+/// Why a pod that is not ready is not: what a container waits for, or the last line of what one said when it ended.
+pub fn trouble(pod: &Pod) -> String {
+    if is_ready(pod) {
+        return String::new();
+    }
+    let told = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten()).find_map(|container| {
+        let states = [&container.last_state, &container.state];
+        let ended = states.into_iter().flatten().filter_map(|state| state.terminated.as_ref()?.message.as_deref());
+        let waits = container.state.iter().filter_map(|state| state.waiting.as_ref()?.message.as_deref());
+        let text = ended.chain(waits).find(|text| !text.trim().is_empty())?;
+        let line = text.trim().lines().next_back()?;
+        Some(format!("{}: {}", container.name, line.chars().take(MAX_TROUBLE_CHARS).collect::<String>()))
+    });
+    told.unwrap_or_default()
 }
 
 /// The version of a container by its image, or of the first container; empty where no tag says it.
@@ -82,6 +105,24 @@ mod tests {
         assert_eq!(tag("localhost:5000/loam-agent"), "");
         assert_eq!(tag("localhost:5000/loam-agent:1@sha256:00"), "1");
         assert_eq!(tag("loam-agent"), "");
+    }
+
+    #[test]
+    fn a_pod_that_is_not_ready_tells_what_it_said_when_it_ended() {
+        let trouble = |ready: &str, states: &str| {
+            let yaml = format!(
+                "{{status: {{conditions: [{{type: Ready, status: '{ready}'}}], containerStatuses: [{{name: discovery, \
+                 image: i, imageID: i, ready: false, restartCount: 3, {states}}}]}}}}"
+            );
+            trouble(&serde_saphyr::from_str(&yaml).unwrap())
+        };
+        let waits = "state: {waiting: {reason: CrashLoopBackOff, message: back-off}}";
+        let ended = "lastState: {terminated: {exitCode: 1, message: \"started\\nSecret a/cacerts has no ca-key.pem\\n\"}}";
+        let both = format!("{waits}, {ended}");
+        assert_eq!(trouble("False", &both), "discovery: Secret a/cacerts has no ca-key.pem");
+        assert_eq!(trouble("False", waits), "discovery: back-off");
+        assert_eq!(trouble("True", &both), "");
+        assert_eq!(trouble("False", "state: {running: {}}"), "");
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub struct Overview {
     namespaces: Vec<Enrolled>,
     /// Pods that are not where they belong.
     waiting: Vec<PodView>,
+    /// Captured pods that NetworkPolicies keep tunnels from.
+    blocked: Vec<PodView>,
 }
 
 #[derive(Debug, Serialize)]
@@ -164,6 +166,7 @@ fn overview_of(system: &str, facts: &Facts) -> Overview {
     };
     let mut namespaces: Vec<Enrolled> = facts.namespaces.iter().filter_map(enrolled).collect();
     namespaces.sort_by(|a, b| a.name.cmp(&b.name));
+    let is_blocked = |view: &PodView| view.state == State::Captured && !view.reason.is_empty();
     let is_waiting = |view: &PodView| matches!(view.state, State::Waiting | State::Leaving);
     Overview {
         system_namespace: system.to_owned(),
@@ -176,6 +179,7 @@ fn overview_of(system: &str, facts: &Facts) -> Overview {
         nodes: facts.mesh.nodes.values().map(node).collect(),
         namespaces,
         waiting: views.iter().filter(|view| is_waiting(view)).cloned().collect(),
+        blocked: views.iter().filter(|view| is_blocked(view)).cloned().collect(),
     }
 }
 
@@ -189,11 +193,11 @@ impl Report for Overview {
             }
             false => parts.push(self.namespace_table().text(style)),
         }
-        if !self.waiting.is_empty() {
-            let shown = if wide { self.waiting.len() } else { self.waiting.len().min(MAX_SHOWN) };
-            let mut text = pod_table(&self.waiting[..shown]).text(style);
-            if shown < self.waiting.len() {
-                text.push_str(&format!("and {} more; -o wide shows all\n", self.waiting.len() - shown));
+        for pods in [&self.waiting, &self.blocked].into_iter().filter(|pods| !pods.is_empty()) {
+            let shown = if wide { pods.len() } else { pods.len().min(MAX_SHOWN) };
+            let mut text = pod_table(&pods[..shown]).text(style);
+            if shown < pods.len() {
+                text.push_str(&format!("and {} more; -o wide shows all\n", pods.len() - shown));
             }
             parts.push(text);
         }
@@ -277,7 +281,8 @@ fn pod_table(pods: &[PodView]) -> Table {
     let mut table = Table::new(["POD", "NODE", "STATE", "WHY"]);
     for pod in pods {
         let tone = match pod.state {
-            State::Captured => Tone::Good,
+            State::Captured if pod.reason.is_empty() => Tone::Good,
+            State::Captured => Tone::Doubtful,
             State::Waiting | State::Leaving => Tone::Doubtful,
             State::Outside => Tone::Plain,
         };

@@ -6,14 +6,15 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use loam_kube::{Permission, Version};
-use loam_manifest::enrol::namespace_in;
+use loam_manifest::enrol::{EXCLUDED_NAMESPACES, MODE_LABEL, namespace_in};
 
 use super::{Cluster, Finding, Installation};
 use crate::capture::{Standing, State, ended};
 use crate::code::Code;
 use crate::fault::grant;
+use crate::enroll::INJECTION_LABEL;
 use crate::names::{CONTROLLER, NODE, PART_OF};
-use crate::node::version;
+use crate::node::{trouble, version};
 use crate::session::Mesh;
 
 /// The oldest Kubernetes that the chart takes.
@@ -72,6 +73,7 @@ pub(super) fn before(system: &str, cluster: &Cluster) -> Vec<Finding> {
     let mut findings = vec![api(&cluster.version)];
     findings.extend(kernels(&cluster.nodes));
     findings.extend(other_meshes(cluster));
+    findings.extend(other_installations(system, cluster));
     findings.extend(pod_security(system, cluster.system.as_ref()));
     findings.extend(rights(&cluster.rights, "install the mesh"));
     findings
@@ -83,6 +85,7 @@ pub(super) fn after(system: &str, installation: &Installation) -> Vec<Finding> {
     let mut findings = vec![api(&cluster.version)];
     findings.extend(kernels(&cluster.nodes));
     findings.extend(other_meshes(cluster));
+    findings.extend(other_installations(system, cluster));
     let known: BTreeSet<&str> = kinds.iter().filter_map(|kind| kind.metadata.name.as_deref()).collect();
     findings.extend(missing_kinds(&known));
     findings.extend(rights(&cluster.rights, "use this program"));
@@ -90,6 +93,8 @@ pub(super) fn after(system: &str, installation: &Installation) -> Vec<Finding> {
     findings.extend(daemons(system, mesh, &cluster.nodes));
     findings.push(skew(mesh));
     findings.push(captured(mesh, namespaces, pods));
+    findings.extend(blocked(mesh, namespaces, pods));
+    findings.extend(labels(namespaces, pods));
     findings
 }
 
@@ -170,10 +175,6 @@ fn is_ours(metadata: &ObjectMeta) -> bool {
 }
 
 fn other_meshes(cluster: &Cluster) -> Vec<Finding> {
-    let place = |metadata: &ObjectMeta| {
-        let part = |text: &Option<String>| text.clone().unwrap_or_default();
-        format!("{}/{}", part(&metadata.namespace), part(&metadata.name))
-    };
     let mut found: BTreeMap<&str, (String, &str)> = BTreeMap::new();
     for deployment in cluster.deployments.iter().filter(|d| !is_ours(&d.metadata)) {
         let labels = deployment.metadata.labels.as_ref();
@@ -181,7 +182,7 @@ fn other_meshes(cluster: &Cluster) -> Vec<Finding> {
             true => ("Linkerd", "linkerd uninstall | kubectl delete -f -"),
             false => ("Istio", "istioctl uninstall --purge"),
         };
-        found.entry(mesh).or_insert((format!("Deployment {}", place(&deployment.metadata)), remedy));
+        found.entry(mesh).or_insert((format!("Deployment {}", title(&deployment.metadata)), remedy));
     }
     for daemons in cluster.daemons.iter().filter(|d| !is_ours(&d.metadata)) {
         let (mesh, remedy) = match daemons.metadata.name.as_deref() {
@@ -189,7 +190,7 @@ fn other_meshes(cluster: &Cluster) -> Vec<Finding> {
             Some("kmesh") => ("Kmesh", "helm uninstall kmesh --namespace kmesh-system"),
             Some(_) | None => continue,
         };
-        found.entry(mesh).or_insert((format!("DaemonSet {}", place(&daemons.metadata)), remedy));
+        found.entry(mesh).or_insert((format!("DaemonSet {}", title(&daemons.metadata)), remedy));
     }
     if found.is_empty() {
         return vec![Finding::ok(CLUSTER, "no other mesh is installed")];
@@ -198,6 +199,20 @@ fn other_meshes(cluster: &Cluster) -> Vec<Finding> {
         Finding::failed(CLUSTER, Code::OtherMesh, format!("{mesh} is installed: {object}"), remedy)
     };
     found.into_iter().map(finding).collect()
+}
+
+/// Two installations would both capture what is enrolled.
+fn other_installations(system: &str, cluster: &Cluster) -> Vec<Finding> {
+    let controllers = cluster.deployments.iter().map(|deployment| &deployment.metadata);
+    let nodes = cluster.daemons.iter().map(|daemons| &daemons.metadata).filter(|m| m.name.as_deref() == Some(NODE));
+    let namespaces: BTreeSet<&str> =
+        controllers.chain(nodes).filter(|m| is_ours(m)).filter_map(|m| m.namespace.as_deref()).collect();
+    let finding = |other: &&str| {
+        let message = format!("another installation of this mesh is in namespace {other}, and {system} is the one looked at");
+        let remedy = format!("loam uninstall --system-namespace {other}");
+        Finding::failed(CLUSTER, Code::OtherInstallation, message, remedy)
+    };
+    namespaces.iter().filter(|namespace| **namespace != system).map(finding).collect()
 }
 
 fn pod_security(system: &str, namespace: Option<&Namespace>) -> Option<Finding> {
@@ -231,7 +246,12 @@ fn controller(system: &str, mesh: &Mesh) -> Finding {
     let message = format!("the controller is ready ({ready} of {wanted})");
     let remedy = format!("kubectl describe pods --namespace {system} --selector app={CONTROLLER}");
     match ready {
-        0 => Finding::failed(MESH, Code::ControllerDown, format!("no controller is ready (0 of {wanted})"), remedy),
+        0 => {
+            let said = mesh.controller_pods.iter().map(trouble).find(|text| !text.is_empty());
+            let said = said.map(|text| format!(": {text}")).unwrap_or_default();
+            let message = format!("no controller is ready (0 of {wanted}){said}");
+            Finding::failed(MESH, Code::ControllerDown, message, remedy)
+        }
         _ if ready < wanted => Finding::warning(MESH, Code::ControllerDown, message, remedy),
         _ => Finding::ok(MESH, message),
     }
@@ -247,7 +267,8 @@ fn daemons(system: &str, mesh: &Mesh, nodes: &[Node]) -> Vec<Finding> {
         .values()
         .filter(|node| !node.ready)
         .map(|node| {
-            let message = format!("the mesh is not ready on node {}", node.node);
+            let said = if node.trouble.is_empty() { String::new() } else { format!(": {}", node.trouble) };
+            let message = format!("the mesh is not ready on node {}{said}", node.node);
             let remedy = format!("kubectl describe pod --namespace {system} {}", node.pod);
             Finding::failed(MESH, Code::NodeDown, message, remedy)
         })
@@ -301,17 +322,79 @@ fn skew(mesh: &Mesh) -> Finding {
     Finding::warning(MESH, Code::Skew, format!("this program is {own}, and in the cluster is {all}"), "loam upgrade")
 }
 
-fn captured(mesh: &Mesh, namespaces: &[Namespace], pods: &[Pod]) -> Finding {
+/// Where every pod stands that has not ended.
+fn standings<'a>(mesh: &Mesh, namespaces: &[Namespace], pods: &'a [Pod]) -> Vec<(&'a Pod, Standing)> {
     let labelled: BTreeMap<&str, bool> =
         namespaces.iter().filter_map(|n| Some((n.metadata.name.as_deref()?, namespace_in(n)))).collect();
-    let states: Vec<State> = pods
-        .iter()
-        .filter(|pod| !ended(pod))
-        .map(|pod| {
-            let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-            Standing::of(pod, labelled.get(namespace).copied().unwrap_or_default(), &mesh.nodes).state()
-        })
-        .collect();
+    let of = |pod: &Pod| {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        Standing::of(pod, labelled.get(namespace).copied().unwrap_or_default(), &mesh.nodes)
+    };
+    pods.iter().filter(|pod| !ended(pod)).map(|pod| (pod, of(pod))).collect()
+}
+
+/// Captured pods that NetworkPolicies keep tunnels from; for each way of that one of them.
+fn blocked(mesh: &Mesh, namespaces: &[Namespace], pods: &[Pod]) -> Vec<Finding> {
+    let mut ways: BTreeMap<String, (String, usize)> = BTreeMap::new();
+    for (pod, standing) in standings(mesh, namespaces, pods) {
+        if let Standing::Blocked(why) = standing {
+            ways.entry(why).or_insert_with(|| (title(&pod.metadata), 0)).1 += 1;
+        }
+    }
+    let finding = |(why, (pod, count)): (String, (String, usize))| {
+        let others = if count > 1 { format!(" and {} more", count - 1) } else { String::new() };
+        Finding::warning(MESH, Code::TunnelsBlocked, format!("pod {pod}{others}: {why}"), "kubectl get networkpolicies -A")
+    };
+    ways.into_iter().map(finding).collect()
+}
+
+/// Labels that look as if they asked for the mesh, and do not.
+fn labels(namespaces: &[Namespace], pods: &[Pod]) -> Vec<Finding> {
+    let label = |metadata: &ObjectMeta, name: &str| metadata.labels.as_ref().and_then(|l| l.get(name)).cloned();
+    let is_odd = |mode: &String| !matches!(mode.as_str(), "ambient" | "none" | "");
+    let warning = |message, remedy| Finding::warning(MESH, Code::WrongLabel, message, remedy);
+    let mut findings = Vec::new();
+    for metadata in namespaces.iter().map(|namespace| &namespace.metadata) {
+        let name = metadata.name.as_deref().unwrap_or_default();
+        match label(metadata, MODE_LABEL) {
+            Some(mode) if is_odd(&mode) => findings.push(warning(
+                format!("namespace {name} has {MODE_LABEL}={mode}, which asks for nothing; ambient asks for the mesh"),
+                format!("kubectl label namespace {name} {MODE_LABEL}=ambient --overwrite"),
+            )),
+            Some(mode) if mode == "ambient" && EXCLUDED_NAMESPACES.contains(&name) => findings.push(warning(
+                format!("namespace {name} has {MODE_LABEL}=ambient, and it is never enrolled"),
+                format!("kubectl label namespace {name} {MODE_LABEL}-"),
+            )),
+            Some(mode) if mode == "ambient" && label(metadata, INJECTION_LABEL).as_deref() == Some("enabled") => {
+                findings.push(warning(
+                    format!("new pods of namespace {name} get a sidecar and stay outside: it has {INJECTION_LABEL}=enabled"),
+                    format!("kubectl label namespace {name} {INJECTION_LABEL}-"),
+                ));
+            }
+            Some(_) | None => {}
+        }
+    }
+    let odd = |pod: &&Pod| !ended(pod) && label(&pod.metadata, MODE_LABEL).as_ref().is_some_and(is_odd);
+    let pods: Vec<String> = pods.iter().filter(odd).map(|pod| title(&pod.metadata)).collect();
+    if !pods.is_empty() {
+        let names: Vec<&str> = pods.iter().map(String::as_str).collect();
+        findings.push(warning(
+            format!("the label {MODE_LABEL} of {} is neither ambient nor none, so it says nothing", listed(&names)),
+            format!("kubectl get pods -A --selector '{MODE_LABEL},{MODE_LABEL} notin (ambient,none)'"),
+        ));
+    }
+    findings
+}
+
+/// `<namespace>/<name>`.
+fn title(metadata: &ObjectMeta) -> String {
+    let part = |text: &Option<String>| text.clone().unwrap_or_default();
+    format!("{}/{}", part(&metadata.namespace), part(&metadata.name))
+}
+
+fn captured(mesh: &Mesh, namespaces: &[Namespace], pods: &[Pod]) -> Finding {
+    let states: Vec<State> =
+        standings(mesh, namespaces, pods).into_iter().map(|(_, standing)| standing.state()).collect();
     let count = |state: State| states.iter().filter(|s| **s == state).count();
     let (captured, waiting) = (count(State::Captured), count(State::Waiting));
     match waiting {
@@ -384,6 +467,76 @@ mod tests {
         assert_eq!(codes(&other_meshes(&cluster)), [Some(Code::OtherMesh)]);
         cluster.deployments.push(deployment(json!({"linkerd.io/control-plane-component": "destination"})));
         assert_eq!(other_meshes(&cluster).len(), 2);
+    }
+
+    #[test]
+    fn another_installation_is_told_by_its_controller_or_its_nodes() {
+        let part = |name: &str, namespace: &str, ours: bool| {
+            let labels = if ours { json!({PART_OF.0: PART_OF.1}) } else { json!({}) };
+            json!({"metadata": {"name": name, "namespace": namespace, "labels": labels}})
+        };
+        let mut cluster = Cluster {
+            version: Version { major: 1, minor: 33, text: "v1.33.0".into() },
+            nodes: vec![],
+            system: None,
+            deployments: vec![serde_json::from_value(part("istiod", "istio-system", true)).unwrap()],
+            daemons: vec![
+                serde_json::from_value(part("ztunnel", "istio-system", true)).unwrap(),
+                serde_json::from_value(part("ztunnel", "foreign", false)).unwrap(),
+            ],
+            rights: vec![],
+        };
+        assert_eq!(other_installations("istio-system", &cluster), []);
+        cluster.daemons.push(serde_json::from_value(part("ztunnel", "mesh-2", true)).unwrap());
+        cluster.deployments.push(serde_json::from_value(part("istiod", "mesh-2", true)).unwrap());
+        let found = other_installations("istio-system", &cluster);
+        assert_eq!(codes(&found), [Some(Code::OtherInstallation)]);
+        assert_eq!(found[0].remedy, "loam uninstall --system-namespace mesh-2");
+    }
+
+    #[test]
+    fn labels_that_mean_something_else_are_told_with_what_was_meant() {
+        let told = |name: &str, labels: serde_json::Value| {
+            let namespace = serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}})).unwrap();
+            labels_of(&[namespace], &[])
+        };
+        fn labels_of(namespaces: &[Namespace], pods: &[Pod]) -> Vec<String> {
+            labels(namespaces, pods).into_iter().map(|finding| finding.remedy).collect()
+        }
+        let mode = "istio.io/dataplane-mode";
+        let none = Vec::<String>::new();
+        assert_eq!(told("shop", json!({mode: "ambient"})), none);
+        assert_eq!(told("shop", json!({mode: "none"})), none);
+        assert_eq!(told("shop", json!({"istio-injection": "enabled"})), none);
+        let wrong = "kubectl label namespace shop istio.io/dataplane-mode=ambient --overwrite";
+        assert_eq!(told("shop", json!({mode: "Ambient"})), [wrong]);
+        assert_eq!(told("shop", json!({mode: "true"})), [wrong]);
+        let both = json!({mode: "ambient", "istio-injection": "enabled"});
+        assert_eq!(told("shop", both), ["kubectl label namespace shop istio-injection-"]);
+        let excluded = "kubectl label namespace kube-system istio.io/dataplane-mode-";
+        assert_eq!(told("kube-system", json!({mode: "ambient"})), [excluded]);
+        let pod = |mode: &str| {
+            let labels = json!({"istio.io/dataplane-mode": mode});
+            serde_json::from_value(json!({"metadata": {"name": mode, "namespace": "shop", "labels": labels}})).unwrap()
+        };
+        let pods = [pod("ambient"), pod("none"), pod("AMBIENT")];
+        let found = labels(&[], &pods);
+        assert_eq!(codes(&found), [Some(Code::WrongLabel)]);
+        assert!(found[0].message.contains("shop/AMBIENT"), "{}", found[0].message);
+    }
+
+    #[test]
+    fn each_way_in_which_tunnels_are_blocked_is_told_once() {
+        let pod = |name: &str, message: &str| -> Pod {
+            let condition =
+                json!({"type": "loam.dev/Enrolled", "status": "True", "reason": "TunnelsBlocked", "message": message});
+            let labels = json!({"istio.io/dataplane-mode": "ambient"});
+            let metadata = json!({"name": name, "namespace": "shop", "labels": labels});
+            serde_json::from_value(json!({"metadata": metadata, "status": {"conditions": [condition]}})).unwrap()
+        };
+        let found = blocked(&Mesh::default(), &[], &[pod("a", "policy x"), pod("b", "policy x"), pod("c", "policy y")]);
+        let messages: Vec<&str> = found.iter().map(|finding| &*finding.message).collect();
+        assert_eq!(messages, ["pod shop/a and 1 more: policy x", "pod shop/c: policy y"]);
     }
 
     #[test]
