@@ -90,8 +90,7 @@ pub async fn run(config: Run) -> Result<()> {
         }
     };
     // Apart from the others: where they may not be read, that must not keep anybody out of the mesh.
-    let network_policies =
-        client.as_ref().map(|client| Objects::stream(client, [Selection::all(Kind::NetworkPolicy)]));
+    let network_policies = client.as_ref().map(|client| Objects::stream(client, [Selection::all(Kind::NetworkPolicy)]));
     let rules = Rules { node: config.node.clone(), dns: config.dns_capture, guide };
     let kit = Kit::new(redirect, link, records, config.node.as_str().into());
     let mut agent = Agent {

@@ -3,11 +3,12 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Namespace;
-use loam_manifest::enrol::namespace_in;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use loam_manifest::enrol::{Wish, namespace_in};
 use serde::Serialize;
 
 use crate::args;
+use crate::capture::ended;
 use crate::chart::Unpacked;
 use crate::code::Code;
 use crate::enroll;
@@ -62,26 +63,49 @@ pub async fn upgrade(session: &Session, common: &args::Common, args: &args::Char
 /// Takes the mesh away.
 pub async fn uninstall(session: &Session, common: &args::Common, args: &args::Uninstall) -> Result<Done, Fault> {
     session.installed().await?;
-    let namespaces: Vec<Namespace> = session.cluster.list(None, None).await?;
+    let (namespaces, pods): (Vec<Namespace>, Vec<Pod>) =
+        tokio::try_join!(session.cluster.list(None, None), session.cluster.list(None, None))?;
     let enrolled: Vec<String> =
         namespaces.iter().filter(|n| namespace_in(n)).filter_map(|n| n.metadata.name.clone()).collect();
-    if !enrolled.is_empty() && !args.unenroll {
+    let alone = alone(&pods, &enrolled);
+    if !(enrolled.is_empty() && alone.is_empty()) && !args.unenroll {
+        let enrolled = enrolled.iter().map(|name| format!("namespace {name}"));
+        let all: Vec<String> = enrolled.chain(alone.iter().map(|pod| format!("pod {pod}"))).collect();
         return Err(Fault::new(
             Code::StillEnrolled,
             "uninstall the mesh",
-            format!("connections of pods in the mesh would be cut; enrolled are {}", named(&enrolled)),
+            format!("connections of pods in the mesh would be cut; enrolled are {}", named(&all)),
             "loam uninstall --unenroll",
         ));
     }
     for name in enrolled {
         let (dry_run, wait) = (false, true);
-        enroll::run(session, &args::Enroll { namespace: name, dry_run, wait, timeout: args.timeout }, false).await?;
+        let unenroll = args::Enroll { namespace: name, dry_run, wait, timeout: args.timeout };
+        enroll::run(session, &unenroll, false).await.map_err(still_leaving)?;
     }
     let mut words: Vec<OsString> = vec!["uninstall".into(), RELEASE.into(), "--wait".into()];
     words.extend(timeout(args.timeout));
     words.extend(place(session, common));
-    helm::run(&words)?;
+    helm::run(&words, RELEASE, &session.system)?;
     Ok(Done { what: What::Uninstalled, namespace: session.system.clone(), version: OWN, manifests: None })
+}
+
+/// Pods that ask for the mesh themselves, outside these namespaces. Their labels come from whoever makes them, so they are
+/// let go when the nodes are cleaned.
+fn alone(pods: &[Pod], enrolled: &[String]) -> Vec<String> {
+    let asks = pods.iter().filter(|pod| Wish::of(pod) == Wish::In && !ended(pod)).filter_map(|pod| {
+        let (namespace, name) = (pod.metadata.namespace.as_ref()?, pod.metadata.name.as_ref()?);
+        (!enrolled.contains(namespace)).then(|| format!("{namespace}/{name}"))
+    });
+    asks.collect()
+}
+
+/// A namespace that does not get rid of the mesh need not keep anybody from removing it: its label is gone already.
+fn still_leaving(fault: Fault) -> Fault {
+    match fault.code {
+        Code::Late => Fault { remedy: format!("{}\nloam uninstall", fault.remedy), ..fault },
+        _ => fault,
+    }
 }
 
 fn named(names: &[String]) -> String {
@@ -99,7 +123,7 @@ fn apply(
 ) -> Result<Done, Fault> {
     let files = |error: std::io::Error| Fault::new(Code::Files, "unpack the chart", error.to_string(), "df -h /tmp");
     let chart = Unpacked::new().map_err(files)?;
-    let said = helm::run(&words(session, common, args, verb, more, &chart))?;
+    let said = helm::run(&words(session, common, args, verb, more, &chart), RELEASE, &session.system)?;
     let manifests = args.dry_run.then_some(said);
     Ok(Done { what, namespace: session.system.clone(), version: OWN, manifests })
 }
@@ -171,5 +195,35 @@ impl Report for Done {
                 "Loam is uninstalled from namespace {namespace}. Policies and the mesh's own authority are kept.\n"
             ),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_that_ask_for_the_mesh_themselves_are_told_once() {
+        let pod = |namespace: &str, name: &str, mode: &str, phase: &str| -> Pod {
+            let yaml = format!(
+                "{{metadata: {{namespace: {namespace}, name: {name}, labels: {{istio.io/dataplane-mode: {mode}}}}}, \
+                 status: {{phase: {phase}}}}}"
+            );
+            serde_saphyr::from_str(&yaml).unwrap()
+        };
+        let pods = [
+            pod("shop", "a", "ambient", "Running"),
+            pod("lone", "b", "ambient", "Running"),
+            pod("lone", "c", "none", "Running"),
+            pod("lone", "d", "ambient", "Succeeded"),
+        ];
+        assert_eq!(alone(&pods, &["shop".into()]), ["lone/b"]);
+    }
+
+    #[test]
+    fn a_namespace_that_leaves_slowly_does_not_keep_the_mesh_from_being_removed() {
+        let fault = |code| Fault::new(code, "wait", "not yet", "loam status shop");
+        assert_eq!(still_leaving(fault(Code::Late)).remedy, "loam status shop\nloam uninstall");
+        assert_eq!(still_leaving(fault(Code::Forbidden)).remedy, "loam status shop");
     }
 }

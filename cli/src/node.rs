@@ -117,7 +117,8 @@ mod tests {
             trouble(&serde_saphyr::from_str(&yaml).unwrap())
         };
         let waits = "state: {waiting: {reason: CrashLoopBackOff, message: back-off}}";
-        let ended = "lastState: {terminated: {exitCode: 1, message: \"started\\nSecret a/cacerts has no ca-key.pem\\n\"}}";
+        let ended =
+            "lastState: {terminated: {exitCode: 1, message: \"started\\nSecret a/cacerts has no ca-key.pem\\n\"}}";
         let both = format!("{waits}, {ended}");
         assert_eq!(trouble("False", &both), "discovery: Secret a/cacerts has no ca-key.pem");
         assert_eq!(trouble("False", waits), "discovery: back-off");

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use loam_kube::{Cluster, Way};
 use serde::de::DeserializeOwned;
 
 use crate::args::Common;
 use crate::code::Code;
 use crate::fault::Fault;
-use crate::names::{CONTROLLER, CONTROLLER_LABELS, NODE, NODE_LABELS};
+use crate::names::{CONTROLLER, CONTROLLER_LABELS, NODE, NODE_LABELS, PART_OF};
 use crate::node::{NodePod, by_node};
 
 /// The cluster, and where in it the mesh is.
@@ -59,6 +60,9 @@ impl Session {
             self.cluster.list::<Pod>(system, Some(CONTROLLER_LABELS)),
             self.cluster.list::<Pod>(system, Some(NODE_LABELS)),
         )?;
+        // Istio's have the same names.
+        let controller = controller.filter(|deployment| is_ours(&deployment.metadata));
+        let daemons = daemons.filter(|daemons| is_ours(&daemons.metadata));
         Ok(Mesh { controller, controller_pods, daemons, nodes: by_node(&node_pods) })
     }
 
@@ -79,6 +83,11 @@ impl Session {
             Fault::new(Code::Unreadable, what, error.to_string(), "loam version")
         })
     }
+}
+
+/// Whether an object is a part of this mesh.
+pub fn is_ours(metadata: &ObjectMeta) -> bool {
+    metadata.labels.as_ref().and_then(|labels| labels.get(PART_OF.0)).is_some_and(|value| value == PART_OF.1)
 }
 
 /// There is no mesh.

@@ -37,7 +37,7 @@ pub enum ChainError {
     )]
     None,
     /// Runtimes would not take it either.
-    #[error("{0} is no network configuration: {1}")]
+    #[error("{0} is no network configuration: {1}; mend it or take it away, since it is the one that counts")]
     Unreadable(String, String),
 }
 

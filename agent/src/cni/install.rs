@@ -32,7 +32,7 @@ pub enum InstallError {
     #[error("{0}: {1}")]
     Chain(PathBuf, #[source] ChainError),
     /// A file or directory.
-    #[error("{what} {path}: {why}")]
+    #[error("{what} {path}: {why}{hint}", hint = hint(why))]
     Path {
         /// What was tried.
         what: &'static str,
@@ -41,6 +41,21 @@ pub enum InstallError {
         /// Why not.
         why: io::Error,
     },
+}
+
+/// What helps against it, where that is known.
+fn hint(why: &io::Error) -> &'static str {
+    match why.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+            "; say where the node's directories are: node.cni.binDir and node.cni.confDir of the chart, --cni-bin-dir and \
+             --cni-conf-dir of the agent"
+        }
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+            "; let the agent write there, or do without the plugin (node.cni.enabled=false): pods are then captured some \
+             moments after they started"
+        }
+        _ => "",
+    }
 }
 
 fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> InstallError {
@@ -220,6 +235,17 @@ mod tests {
         assert_eq!(node.names(), ["10-a.conflist"]);
         let left: Value = serde_json::from_slice(&fs::read(&conf).unwrap()).unwrap();
         assert_eq!(left, serde_json::from_str::<Value>(LIST).unwrap());
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_or_cannot_be_written_is_told_with_what_helps() {
+        let node = Node::new("elsewhere");
+        let place = Place { conf_dir: node.0.conf_dir.join("none"), ..node.0.clone() };
+        let error = place.join(&serde_json::json!({"type": "loam-cni"})).unwrap_err().to_string();
+        assert!(error.contains("net.d/none") && error.contains("node.cni.confDir"), "{error}");
+        let why = io::Error::from(io::ErrorKind::ReadOnlyFilesystem);
+        let error = failed("write", Path::new("/etc/cni/net.d/10-a.conflist"))(why).to_string();
+        assert!(error.contains("10-a.conflist") && error.contains("node.cni.enabled=false"), "{error}");
     }
 
     #[test]

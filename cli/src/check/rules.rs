@@ -11,11 +11,11 @@ use loam_manifest::enrol::{EXCLUDED_NAMESPACES, MODE_LABEL, namespace_in};
 use super::{Cluster, Finding, Installation};
 use crate::capture::{Standing, State, ended};
 use crate::code::Code;
-use crate::fault::grant;
 use crate::enroll::INJECTION_LABEL;
-use crate::names::{CONTROLLER, NODE, PART_OF};
+use crate::fault::grant;
+use crate::names::{CONTROLLER, NODE};
 use crate::node::{trouble, version};
-use crate::session::Mesh;
+use crate::session::{Mesh, is_ours};
 
 /// The oldest Kubernetes that the chart takes.
 const KUBERNETES: (u32, u32) = (1, 30);
@@ -169,11 +169,6 @@ fn rights(rights: &[(Permission, bool)], purpose: &str) -> Vec<Finding> {
     }
 }
 
-/// Whether an object is a part of this mesh.
-fn is_ours(metadata: &ObjectMeta) -> bool {
-    metadata.labels.as_ref().and_then(|labels| labels.get(PART_OF.0)).is_some_and(|value| value == PART_OF.1)
-}
-
 fn other_meshes(cluster: &Cluster) -> Vec<Finding> {
     let mut found: BTreeMap<&str, (String, &str)> = BTreeMap::new();
     for deployment in cluster.deployments.iter().filter(|d| !is_ours(&d.metadata)) {
@@ -208,7 +203,8 @@ fn other_installations(system: &str, cluster: &Cluster) -> Vec<Finding> {
     let namespaces: BTreeSet<&str> =
         controllers.chain(nodes).filter(|m| is_ours(m)).filter_map(|m| m.namespace.as_deref()).collect();
     let finding = |other: &&str| {
-        let message = format!("another installation of this mesh is in namespace {other}, and {system} is the one looked at");
+        let message =
+            format!("another installation of this mesh is in namespace {other}, and {system} is the one looked at");
         let remedy = format!("loam uninstall --system-namespace {other}");
         Finding::failed(CLUSTER, Code::OtherInstallation, message, remedy)
     };
@@ -343,7 +339,12 @@ fn blocked(mesh: &Mesh, namespaces: &[Namespace], pods: &[Pod]) -> Vec<Finding> 
     }
     let finding = |(why, (pod, count)): (String, (String, usize))| {
         let others = if count > 1 { format!(" and {} more", count - 1) } else { String::new() };
-        Finding::warning(MESH, Code::TunnelsBlocked, format!("pod {pod}{others}: {why}"), "kubectl get networkpolicies -A")
+        Finding::warning(
+            MESH,
+            Code::TunnelsBlocked,
+            format!("pod {pod}{others}: {why}"),
+            "kubectl get networkpolicies -A",
+        )
     };
     ways.into_iter().map(finding).collect()
 }
@@ -367,7 +368,9 @@ fn labels(namespaces: &[Namespace], pods: &[Pod]) -> Vec<Finding> {
             )),
             Some(mode) if mode == "ambient" && label(metadata, INJECTION_LABEL).as_deref() == Some("enabled") => {
                 findings.push(warning(
-                    format!("new pods of namespace {name} get a sidecar and stay outside: it has {INJECTION_LABEL}=enabled"),
+                    format!(
+                        "new pods of namespace {name} get a sidecar and stay outside: it has {INJECTION_LABEL}=enabled"
+                    ),
                     format!("kubectl label namespace {name} {INJECTION_LABEL}-"),
                 ));
             }
@@ -412,6 +415,7 @@ mod tests {
 
     use super::super::Level;
     use super::*;
+    use crate::names::PART_OF;
 
     fn node(name: &str, os: &str, kernel: &str) -> Node {
         let info = json!({

@@ -204,7 +204,8 @@ mod tests {
     fn check(specs: &[&str]) -> Vec<String> {
         let pod: Pod = serde_saphyr::from_str(POD).unwrap();
         let policy = |(number, spec): (usize, &&str)| -> NetworkPolicy {
-            serde_saphyr::from_str(&format!("{{metadata: {{namespace: shop, name: p{number}}}, spec: {spec}}}")).unwrap()
+            serde_saphyr::from_str(&format!("{{metadata: {{namespace: shop, name: p{number}}}, spec: {spec}}}"))
+                .unwrap()
         };
         let policies: Vec<NetworkPolicy> = specs.iter().enumerate().map(policy).collect();
         let told = |blocking: Blocking| {
@@ -287,7 +288,8 @@ mod tests {
             assert_eq!(!check(&[&policy]).is_empty(), expected, "{selector}");
         }
         let elsewhere: NetworkPolicy =
-            serde_saphyr::from_str("{metadata: {namespace: b, name: p}, spec: {ingress: [{ports: [{port: 80}]}]}}").unwrap();
+            serde_saphyr::from_str("{metadata: {namespace: b, name: p}, spec: {ingress: [{ports: [{port: 80}]}]}}")
+                .unwrap();
         assert_eq!(blocking(&serde_saphyr::from_str(POD).unwrap(), [&elsewhere]), []);
     }
 
