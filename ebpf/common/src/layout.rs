@@ -198,4 +198,25 @@ mod tests {
         assert!(Steered::new(0, [ip; MAX_ADDRESSES]).is_some());
         assert!(Steered::new(0, [ip; MAX_ADDRESSES + 1]).is_none());
     }
+
+    /// What is pinned outlives the agent, and the next one of either neighbouring version takes it as it is: programs may
+    /// change, and are swapped in place, but a map that is laid out otherwise would have to be made anew, and until the
+    /// keeper has filled it every captured pod would be without its listeners. A map that must be different gets
+    /// another name, beside the former one.
+    #[test]
+    fn maps_are_laid_out_as_the_version_before_pinned_them() {
+        use crate::dns::Asked;
+        use crate::probe::Connection;
+        assert_eq!(SHARED, ["PODS", "LISTENERS", "PROBES", "EXEMPT", "ASKED"]);
+        assert_eq!((size_of::<Pod>(), MAX_PODS), (72, 1024));
+        assert_eq!((MAX_LISTENERS, SLOTS_PER_POD), (4096, 4));
+        assert_eq!(Kind::ALL.map(|kind| kind as u32), [0, 1, 2, 3]);
+        assert_eq!((size_of::<Connection>(), MAX_PROBES), (40, 8192));
+        assert_eq!((size_of_val(&EXEMPTED), EXEMPTED), (4, 1));
+        assert_eq!(size_of::<Asked>(), 36);
+        // Within the values, too.
+        let pod = Pod::new(Steered::new(7, [Ip::from_v4(1)]).unwrap(), true);
+        assert_eq!((core::mem::offset_of!(Pod, dns), core::mem::offset_of!(Steered, index)), (68, 64));
+        assert_eq!((pod.index(), pod.has_dns()), (7, true));
+    }
 }
