@@ -1,5 +1,7 @@
 //! Version skew: what the version before says is understood here, what is said here is understood by it, and what a newer
 //! version may say does no harm.
+//!
+//! Before [`VERSION`] becomes another one, `ours` of that build is what is to be recorded for the next.
 
 use super::*;
 use prost::Message as _;
