@@ -63,7 +63,7 @@ pub fn blocking<'a>(pod: &Pod, policies: impl IntoIterator<Item = &'a NetworkPol
         let rules: Vec<(&NetworkPolicy, Rule<'_>)> = selecting
             .iter()
             .filter(|policy| restricts(policy, direction))
-            .flat_map(|policy| rules(policy, direction).into_iter().map(|rule| (*policy, rule)))
+            .flat_map(|policy| rules(policy, direction).into_iter().map(move |rule| (*policy, rule)))
             .collect();
         let open: Vec<&Rule<'_>> =
             rules.iter().map(|(_, rule)| rule).filter(|rule| rule.lets_pass(TUNNELS, direction, pod)).collect();
@@ -142,7 +142,7 @@ fn holds(range: &NetworkPolicyPort, port: u16, direction: Direction, pod: &Pod) 
     }
     match (&range.port, direction) {
         (None, _) => true,
-        (Some(IntOrString::Int(first)), _) => (*first..=range.end_port.unwrap_or(*first)).contains(&port.into()),
+        (Some(IntOrString::Int(first)), _) => (*first..=range.end_port.unwrap_or(*first)).contains(&i32::from(port)),
         (Some(IntOrString::String(name)), Direction::Ingress) => named(pod, name) == Some(port),
         // A name that peers give to ports of theirs; nobody gives one to the tunnels'.
         (Some(IntOrString::String(_)), Direction::Egress) => false,
