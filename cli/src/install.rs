@@ -67,10 +67,9 @@ pub async fn uninstall(session: &Session, common: &args::Common, args: &args::Un
         tokio::try_join!(session.cluster.list(None, None), session.cluster.list(None, None))?;
     let enrolled: Vec<String> =
         namespaces.iter().filter(|n| namespace_in(n)).filter_map(|n| n.metadata.name.clone()).collect();
-    let alone = alone(&pods, &enrolled);
-    if !(enrolled.is_empty() && alone.is_empty()) && !args.unenroll {
-        let enrolled = enrolled.iter().map(|name| format!("namespace {name}"));
-        let all: Vec<String> = enrolled.chain(alone.iter().map(|pod| format!("pod {pod}"))).collect();
+    let namespaces = enrolled.iter().map(|name| format!("namespace {name}"));
+    let all: Vec<String> = namespaces.chain(alone(&pods, &enrolled).iter().map(|pod| format!("pod {pod}"))).collect();
+    if !all.is_empty() && !args.unenroll {
         return Err(Fault::new(
             Code::StillEnrolled,
             "uninstall the mesh",
