@@ -37,9 +37,9 @@ pub const OLDEST_KERNEL: (u32, u32) = (5, 18);
 /// Why the redirect cannot be set up or looked at.
 #[derive(Debug, thiserror::Error)]
 pub enum RedirectError {
-    /// See [`OLDEST_KERNEL`].
+    /// The kernel refused a program and is older than [`OLDEST_KERNEL`]. Its release, and what it said.
     #[error("kernel {0} is too old: Loam needs {major}.{minor} or newer", major = OLDEST_KERNEL.0, minor = OLDEST_KERNEL.1)]
-    KernelTooOld(String),
+    KernelTooOld(String, #[source] Box<RedirectError>),
     /// Not root, or a container without the capabilities.
     #[error(
         "loading eBPF programs is not permitted: run the agent as root with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN"
@@ -118,7 +118,14 @@ pub struct Redirect {
 impl Redirect {
     /// Loads the programs and attaches the hooks of sockets, or takes over those that are pinned.
     pub fn open(bpffs: &Path, cgroup: &Path) -> Result<Self, RedirectError> {
-        check_kernel()?;
+        // Distributions bring what is new to old kernels, so a number is no reason not to try.
+        Self::load(bpffs, cgroup).map_err(|error| match error {
+            RedirectError::Program(..) | RedirectError::Load(_) => blame_age(error),
+            error => error,
+        })
+    }
+
+    fn load(bpffs: &Path, cgroup: &Path) -> Result<Self, RedirectError> {
         let pins = Pins::create(bpffs)?;
         let lock = pins.lock()?;
         let cgroup = hooks::Cgroup::open(cgroup)?;
@@ -130,9 +137,10 @@ impl Redirect {
             *to = map.info().map_err(|e| RedirectError::Map("look at a shared map", e))?.id();
         }
         let [pods, listeners, _, exempt, _] = maps;
-        let hooks = hooks::Hooks::attach(&mut loaded, &pins, cgroup, &shared)?;
         let steer = steer::Template::new(&mut loaded, shared)?;
         let probes = probes::Probes::new(&mut loaded, &shared)?;
+        // Last, because these are attached: where the kernel refuses any program, nothing is to be.
+        let hooks = hooks::Hooks::attach(&mut loaded, &pins, cgroup, &shared)?;
         let pods = HashMap::try_from(Map::HashMap(pods)).map_err(|e| RedirectError::Map("open map PODS", e))?;
         Ok(Self { pins, object, hooks, steer, probes, pods, listeners, exempt, _lock: lock })
     }
@@ -249,20 +257,15 @@ fn is_same(program: u32, tag: u64, shared: &[u32], least: usize) -> bool {
         .is_ok_and(|info| info.tag == tag && shared.iter().filter(|map| info.maps.contains(map)).count() == least)
 }
 
-fn check_kernel() -> Result<(), RedirectError> {
-    let path = Path::new("/proc/sys/kernel/osrelease");
-    let release = std::fs::read_to_string(path).map_err(|source| RedirectError::Path {
-        what: "read",
-        path: path.into(),
-        source,
-    })?;
-    match is_new_enough(&release) {
-        true => Ok(()),
-        false => Err(RedirectError::KernelTooOld(release.trim().into())),
+/// Says of an old kernel that its age is why it refused.
+fn blame_age(error: RedirectError) -> RedirectError {
+    match std::fs::read_to_string("/proc/sys/kernel/osrelease") {
+        Ok(release) if !is_new_enough(&release) => RedirectError::KernelTooOld(release.trim().into(), Box::new(error)),
+        _ => error,
     }
 }
 
-/// A release that cannot be read is tried: the verifier has the last word.
+/// A release that cannot be read says nothing of age.
 fn is_new_enough(release: &str) -> bool {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
     match (numbers.next(), numbers.next()) {
@@ -292,7 +295,9 @@ mod tests {
 
     #[test]
     fn an_old_kernel_is_named_with_what_is_needed() {
-        let error = RedirectError::KernelTooOld("5.15.0".into());
+        let refused = RedirectError::Kernel("load a hook", io::Error::from_raw_os_error(libc::EINVAL));
+        let error = RedirectError::KernelTooOld("5.15.0".into(), Box::new(refused));
         assert_eq!(error.to_string(), "kernel 5.15.0 is too old: Loam needs 5.18 or newer");
+        assert!(std::error::Error::source(&error).is_some_and(|e| e.to_string() == "load a hook"));
     }
 }

@@ -95,8 +95,11 @@ impl Hooks {
         shared: &[u32; SHARED.len()],
     ) -> Result<Self, RedirectError> {
         let mut hooks = Self { cgroup, tags: [0; HOOKS.len()], shared: *shared };
+        // All are in the kernel before the first one is attached, for it may refuse the last one.
         for (at, hook) in HOOKS.iter().enumerate() {
             hooks.tags[at] = program(loaded, hook.name)?.info().map_err(failed("look at a hook"))?.tag();
+        }
+        for at in 0..HOOKS.len() {
             hooks.put(loaded, pins, at)?;
         }
         Ok(hooks)
