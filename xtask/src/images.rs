@@ -2,7 +2,7 @@
 
 pub(crate) mod layer;
 pub(crate) mod layout;
-mod libraries;
+pub(crate) mod libraries;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -125,7 +125,7 @@ pub(crate) fn base() -> Layer {
 }
 
 /// A copy without what only a debugger reads.
-fn strip(program: &Path, copy: &Path) -> Result<()> {
+pub(crate) fn strip(program: &Path, copy: &Path) -> Result<()> {
     let status = Command::new("strip").arg("--strip-debug").arg("-o").arg(copy).arg(program).status();
     if !status.context("run strip of binutils")?.success() {
         bail!("strip {} failed", program.display());

@@ -8,6 +8,7 @@ mod cluster;
 mod demo;
 mod ebpf;
 mod images;
+mod kernels;
 mod rings;
 mod setup;
 mod term;
@@ -40,6 +41,8 @@ enum Task {
     Cluster(cluster::Arguments),
     /// Builds our container images, without a container engine
     Images(images::Arguments),
+    /// Tests the redirect on kernels of distributions, in an emulator
+    Kernels(kernels::Arguments),
     /// Checks what demo and tests need of the system, and installs it where it can
     Setup,
     /// Builds the kernel programs into ebpf/prebuilt
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Cluster(arguments) => cluster::run(arguments),
         Task::Images(arguments) => images::run(&arguments),
+        Task::Kernels(arguments) => kernels::run(&arguments),
         Task::Setup => setup::run(),
         Task::Ebpf { check } => ebpf::build(&root(), check),
         Task::Codegen { check } => codegen(check),

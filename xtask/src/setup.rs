@@ -66,6 +66,17 @@ const CLUSTER_NEEDS: [Need; 7] = [
     Need { what: "strip (binutils)", found: || host::finds_program("strip"), package: "binutils" },
 ];
 
+/// What starts kernels of distributions.
+const KERNEL_NEEDS: [Need; 3] = [
+    Need {
+        what: "qemu-system-x86_64",
+        found: || host::finds_program("qemu-system-x86_64"),
+        package: "qemu-system-x86",
+    },
+    Need { what: "depmod and insmod (kmod)", found: || host::finds_program("depmod"), package: "kmod" },
+    Need { what: "strip (binutils)", found: || host::finds_program("strip"), package: "binutils" },
+];
+
 /// The oldest Go that builds Kubernetes as `tests/cluster/go.mod` names it.
 const MIN_GO: (u32, u32) = (1, 24);
 
@@ -92,6 +103,18 @@ pub(crate) fn ensure_nft() -> Result<()> {
 pub(crate) fn ensure_cluster(task: &str) -> Result<()> {
     ensure_lab(task)?;
     ensure_each(&CLUSTER_NEEDS)
+}
+
+/// Makes sure that we can fetch kernels of distributions and start them.
+pub(crate) fn ensure_kernels() -> Result<()> {
+    if std::env::consts::ARCH != "x86_64" {
+        bail!(Unavailable("The kernels are those for x86-64, and the programs in them are this machine's".into()));
+    }
+    if !(host::finds_program("apt-get") && host::finds_program("dpkg-deb")) {
+        bail!(Unavailable("Kernels are fetched by apt: run this on Debian or Ubuntu".into()));
+    }
+    ensure()?;
+    ensure_each(&KERNEL_NEEDS)
 }
 
 /// Makes sure that there is a Go that can build Kubernetes. Distributions have older ones.

@@ -40,6 +40,11 @@ impl Layer {
         Ok(())
     }
 
+    /// What is in it, sorted by path: the contents of a file or none for a directory, and its mode.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&str, Option<&[u8]>, u32)> {
+        self.entries.iter().map(|(path, entry)| (path.as_str(), entry.contents.as_deref(), entry.mode))
+    }
+
     fn parents(&mut self, path: &str) {
         let path = clean(path);
         for (end, _) in path.match_indices('/') {
