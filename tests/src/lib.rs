@@ -16,6 +16,7 @@ pub mod load;
 pub mod manifests;
 pub mod mesh;
 pub mod metrics;
+pub mod pages;
 pub mod process;
 pub mod release;
 pub mod report;
