@@ -48,6 +48,14 @@ struct Component {
     user: &'static str,
 }
 
+/// What the manifests of the Gateway API's conformance suite run in their pods, under the name that they give.
+pub(crate) const ECHO: &str = "registry.k8s.io/gateway-api/conformance/echo-advanced:v0.1.0";
+/// Its program, and the names by which it is called. The first is what runs.
+const ECHO_PROGRAM: &str = "loam-echo";
+const ECHO_NAMES: [&str; 2] = ["server", "client"];
+/// Where the images go that only tests use, below those that are published.
+const FOR_TESTS: &str = "tests";
+
 const COMPONENTS: [Component; 5] = [
     Component { name: "loam-controller", programs: &["loam-controller"], user: "65532:65532" },
     Component { name: "loam-agent", programs: &["loam-agent", "loam-cni"], user: "0:0" },
@@ -67,7 +75,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         build::programs(term)?;
     }
     let out = arguments.out.clone().unwrap_or_else(|| directory("images"));
-    write(term, &out, &arguments.registry, &arguments.tag).map(drop)
+    write(term, &out, &arguments.registry, &arguments.tag)?;
+    write_for_tests(term, &out).map(drop)
 }
 
 /// `name` in the directory that cargo builds into.
@@ -86,6 +95,24 @@ pub(crate) fn write(term: Term, out: &Path, registry: &str, tag: &str) -> Result
         files.push(file);
     }
     Ok(files)
+}
+
+/// Writes the images that only tests use; gives their files.
+pub(crate) fn write_for_tests(term: Term, out: &Path) -> Result<Vec<PathBuf>> {
+    let out = out.join(FOR_TESTS);
+    std::fs::create_dir_all(&out).with_context(|| format!("make {}", out.display()))?;
+    let file = out.join(format!("{ECHO_PROGRAM}.tar"));
+    term.step(&format!("{ECHO} in {}", file.display()), || {
+        let component = Component { name: ECHO_PROGRAM, programs: &[ECHO_PROGRAM], user: "65532:65532" };
+        let mut image = component.image(ECHO, &out)?;
+        let own = image.layers.last_mut().context("an image without a layer")?;
+        for name in ECHO_NAMES {
+            own.link(&format!("/usr/local/bin/{name}"), &format!("/usr/local/bin/{ECHO_PROGRAM}"));
+        }
+        image.entrypoint = vec![format!("/usr/local/bin/{}", ECHO_NAMES[0])];
+        image.write(&file)
+    })?;
+    Ok(vec![file])
 }
 
 impl Component {

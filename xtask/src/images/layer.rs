@@ -15,22 +15,35 @@ pub(crate) struct Layer {
 
 #[derive(Debug, Clone)]
 struct Entry {
-    /// Contents of a file; none is a directory.
-    contents: Option<Vec<u8>>,
+    what: What,
     mode: u32,
+}
+
+#[derive(Debug, Clone)]
+enum What {
+    Directory,
+    File(Vec<u8>),
+    /// Another name of the file at this path.
+    Link(String),
 }
 
 impl Layer {
     /// Adds a directory and those above it.
     pub(crate) fn directory(&mut self, path: &str, mode: u32) {
         self.parents(path);
-        self.entries.insert(clean(path), Entry { contents: None, mode });
+        self.entries.insert(clean(path), Entry { what: What::Directory, mode });
     }
 
     /// Adds a file and the directories above it.
     pub(crate) fn file(&mut self, path: &str, contents: impl Into<Vec<u8>>, mode: u32) {
         self.parents(path);
-        self.entries.insert(clean(path), Entry { contents: Some(contents.into()), mode });
+        self.entries.insert(clean(path), Entry { what: What::File(contents.into()), mode });
+    }
+
+    /// Adds another name for what is at `target`, and the directories above it.
+    pub(crate) fn link(&mut self, path: &str, target: &str) {
+        self.parents(path);
+        self.entries.insert(clean(path), Entry { what: What::Link(target.to_owned()), mode: 0o777 });
     }
 
     /// Adds a program of this machine.
@@ -48,7 +61,7 @@ impl Layer {
     fn parents(&mut self, path: &str) {
         let path = clean(path);
         for (end, _) in path.match_indices('/') {
-            let directory = Entry { contents: None, mode: 0o755 };
+            let directory = Entry { what: What::Directory, mode: 0o755 };
             self.entries.entry(path[..end].to_owned()).or_insert(directory);
         }
     }
@@ -58,9 +71,18 @@ impl Layer {
         let mut archive = Builder::new(Vec::new());
         for (path, entry) in &self.entries {
             let mut header = Header::new_gnu();
-            let kind = if entry.contents.is_some() { EntryType::Regular } else { EntryType::Directory };
-            let name = if entry.contents.is_some() { path.clone() } else { format!("{path}/") };
-            append(&mut archive, &mut header, kind, &name, entry.contents.as_deref().unwrap_or_default(), entry.mode)?;
+            match &entry.what {
+                What::Directory => {
+                    append(&mut archive, &mut header, EntryType::Directory, &format!("{path}/"), &[], entry.mode)?;
+                }
+                What::File(contents) => {
+                    append(&mut archive, &mut header, EntryType::Regular, path, contents, entry.mode)?;
+                }
+                What::Link(target) => {
+                    header.set_link_name(target).with_context(|| format!("link {path} to {target}"))?;
+                    append(&mut archive, &mut header, EntryType::Symlink, path, &[], entry.mode)?;
+                }
+            }
         }
         archive.into_inner().context("finish a layer")
     }
@@ -110,6 +132,18 @@ mod tests {
         assert_eq!(one.archive().unwrap(), other.archive().unwrap());
         other.file("etc/passwd", "root", 0o600);
         assert_ne!(one.archive().unwrap(), other.archive().unwrap());
+    }
+
+    #[test]
+    fn a_link_leads_to_where_it_was_told() {
+        let mut layer = Layer::default();
+        layer.link("/usr/bin/server", "/usr/bin/program");
+        let bytes = layer.archive().unwrap();
+        let mut archive = tar::Archive::new(bytes.as_slice());
+        let link = archive.entries().unwrap().last().unwrap().unwrap();
+        assert_eq!(link.header().entry_type(), EntryType::Symlink);
+        assert_eq!(link.path().unwrap(), Path::new("usr/bin/server"));
+        assert_eq!(link.link_name().unwrap().unwrap(), Path::new("/usr/bin/program"));
     }
 
     #[test]
