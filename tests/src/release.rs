@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::cluster::{CHART, Helm, Kubectl, Seen};
+use crate::cluster::{CHART, Kubectl};
 use crate::{cgroup, eventually};
 
 /// Namespace of the mesh.
@@ -35,15 +35,15 @@ impl<'a> Release<'a> {
     pub fn upgrade(&self, settings: &[&str]) -> Result<()> {
         let mut arguments = vec!["upgrade", "--install", NAME, CHART, "--namespace", NAMESPACE, "--create-namespace"];
         arguments.extend(["--wait", "--timeout", TIMEOUT]);
-        let place = of_place()?;
+        let place = of_place(self.kubectl)?;
         let settings = place.iter().map(String::as_str).chain(settings.iter().copied());
         arguments.extend(settings.flat_map(|setting| ["--set", setting]));
-        Helm.run(&arguments).map(drop)
+        self.kubectl.helm(&arguments).map(drop)
     }
 
     /// Goes back to what was before the last upgrade.
     pub fn roll_back(&self) -> Result<()> {
-        Helm.run(&["rollback", NAME, "--namespace", NAMESPACE, "--wait", "--timeout", TIMEOUT]).map(drop)
+        self.kubectl.helm(&["rollback", NAME, "--namespace", NAMESPACE, "--wait", "--timeout", TIMEOUT]).map(drop)
     }
 
     /// Waits until the pods of all nodes are ready.
@@ -86,7 +86,7 @@ impl<'a> Release<'a> {
 
     /// Takes it away, and waits until its pods are gone.
     pub fn uninstall(self) -> Result<()> {
-        Helm.run(&["uninstall", NAME, "--namespace", NAMESPACE, "--wait", "--timeout", TIMEOUT])?;
+        self.kubectl.helm(&["uninstall", NAME, "--namespace", NAMESPACE, "--wait", "--timeout", TIMEOUT])?;
         eventually(ENDING, || {
             let left = self.kubectl.run(&["get", "pods", "--namespace", NAMESPACE, "--output=name"])?;
             ensure!(left.trim().is_empty(), "{} are still there", left.trim());
@@ -120,7 +120,7 @@ pub fn flags_of_place() -> Result<String> {
 }
 
 /// What the chart must know about the nodes of our own clusters: where cgroup v2 is beside v1.
-fn of_place() -> Result<Vec<String>> {
-    let hybrid = Seen::ours().is_ok() && !cgroup::legacy()?.is_empty();
+fn of_place(kubectl: &Kubectl) -> Result<Vec<String>> {
+    let hybrid = kubectl.is_ours() && !cgroup::legacy()?.is_empty();
     Ok(if hybrid { vec!["node.cgroup=/sys/fs/cgroup/unified".to_owned()] } else { Vec::new() })
 }

@@ -6,6 +6,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use super::{Helm, Seen};
+
 /// kubectl with what it needs to find the cluster.
 #[derive(Debug, Clone)]
 pub struct Kubectl {
@@ -38,16 +40,33 @@ impl Kubectl {
         self.run_with_input(&["apply", "--server-side", "--filename=-"], manifests).map(drop)
     }
 
-    /// Runs it with a standard input.
-    pub fn run_with_input(&self, arguments: &[&str], input: &str) -> Result<String> {
-        let mut command = match self.within {
+    /// Runs the Helm that is beside it on the same cluster, and gives its standard output.
+    pub fn helm(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = self.command(&self.program.with_file_name("helm"));
+        command.env("KUBECONFIG", &self.kubeconfig);
+        Helm.finish(&mut command, arguments)
+    }
+
+    /// Whether the cluster is one of ours, in whose network the calls are made.
+    pub fn is_ours(&self) -> bool {
+        self.within.is_some() || Seen::ours().is_ok()
+    }
+
+    /// `program` where it reaches the cluster.
+    fn command(&self, program: &Path) -> Command {
+        match self.within {
             Some(pid) => {
                 let mut command = Command::new("nsenter");
-                command.args(["--target", &pid.to_string(), "--net", "--"]).arg(&self.program);
+                command.args(["--target", &pid.to_string(), "--net", "--"]).arg(program);
                 command
             }
-            None => Command::new(&self.program),
-        };
+            None => Command::new(program),
+        }
+    }
+
+    /// Runs it with a standard input.
+    pub fn run_with_input(&self, arguments: &[&str], input: &str) -> Result<String> {
+        let mut command = self.command(&self.program);
         let limit = format!("--request-timeout={}s", super::CALL.as_secs());
         command.arg("--kubeconfig").arg(&self.kubeconfig).arg(limit).args(arguments);
         let what = || format!("kubectl {}", arguments.join(" "));

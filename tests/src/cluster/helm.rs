@@ -18,8 +18,13 @@ pub struct Helm;
 impl Helm {
     /// Runs it and gives its standard output.
     pub fn run(self, arguments: &[&str]) -> Result<String> {
+        self.finish(&mut Command::new("helm"), arguments)
+    }
+
+    /// Runs `helm`, which is Helm in some place.
+    pub(super) fn finish(self, helm: &mut Command, arguments: &[&str]) -> Result<String> {
         let what = || format!("helm {}", arguments.join(" "));
-        let output = Command::new("helm").args(arguments).output().with_context(what)?;
+        let output = helm.args(arguments).output().with_context(what)?;
         if !output.status.success() {
             let (said, told) = (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
             bail!("{}: {}{}", what(), said.trim(), told.trim());
