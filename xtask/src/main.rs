@@ -3,6 +3,7 @@
 
 mod bench;
 mod build;
+mod cached;
 mod ci;
 mod cluster;
 mod demo;

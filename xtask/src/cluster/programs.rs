@@ -1,14 +1,14 @@
 //! The programs of Kubernetes, built from the Go modules in `tests/cluster` and kept until these change.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use loam_tests::cluster::{PAUSE_IMAGE, Parts};
-use sha2::{Digest, Sha256};
 
+use crate::cached::{PROGRAMS, Recipe};
 use crate::images;
 use crate::images::layout::Image;
 use crate::setup;
@@ -39,18 +39,19 @@ const IN_PODS: [(&str, &str); 2] = [("pause", PAUSE_IMAGE), ("coredns", "loam.te
 /// Everything that a cluster is made from, built where it is not there yet.
 pub(crate) fn ensure_built(term: Term) -> Result<Parts> {
     let source = crate::root().join("tests/cluster");
-    let dir = images::directory("cluster").join(key(&source)?);
-    let parts = Parts {
-        programs: dir.join("bin"),
+    let recipe = Recipe {
+        place: "cluster",
+        source: &source,
+        files: &["go.mod", "go.sum", "coredns/main.go", "etcd/main.go", "pause/main.go"],
+        how: &format!("{PACKAGES:?} {FLAGS:?} {LINKER_FLAGS}"),
+    };
+    let dir = recipe.ensure(|dir| build(term, &source, &dir.join(PROGRAMS)))?;
+    Ok(Parts {
+        programs: dir.join(PROGRAMS),
         images: dir.join("images"),
         manifests: source.join("manifests"),
         logs: images::directory("cluster-logs"),
-    };
-    if !parts.programs.exists() {
-        setup::ensure_go()?;
-        build(term, &source, &dir)?;
-    }
-    Ok(parts)
+    })
 }
 
 /// Writes the images that a node has from the start.
@@ -70,22 +71,10 @@ pub(crate) fn write_images(parts: &Parts) -> Result<()> {
     Ok(())
 }
 
-/// What the programs are made from, in a few letters.
-fn key(source: &Path) -> Result<String> {
-    let mut hash = Sha256::new();
-    for file in ["go.mod", "go.sum", "coredns/main.go", "etcd/main.go", "pause/main.go"] {
-        hash.update(fs::read(source.join(file)).with_context(|| format!("read {file} of {}", source.display()))?);
-    }
-    hash.update(format!("{PACKAGES:?} {FLAGS:?} {LINKER_FLAGS}"));
-    Ok(hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
-}
-
-fn build(term: Term, source: &Path, dir: &Path) -> Result<()> {
+fn build(term: Term, source: &Path, bin: &Path) -> Result<()> {
+    setup::ensure_go()?;
     let start = Instant::now();
     println!("{}", term.dim("Building Kubernetes (the first time takes up to ten minutes) ..."));
-    let partial = dir.with_extension("partial");
-    let bin = partial.join("bin");
-    fs::create_dir_all(&bin)?;
     let version = kubernetes_version(source)?;
     let mut numbers = version.trim_start_matches('v').split('.');
     let (major, minor) = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
@@ -107,8 +96,6 @@ fn build(term: Term, source: &Path, dir: &Path) -> Result<()> {
     if !status.success() {
         bail!("go could not build Kubernetes; its modules are named in {}", source.join("go.mod").display());
     }
-    fs::rename(&partial, dir).with_context(|| format!("keep {}", dir.display()))?;
-    forget_others(dir);
     println!("{}", term.dim(&format!("Built Kubernetes {version} in {}", seconds(start.elapsed()))));
     Ok(())
 }
@@ -120,12 +107,4 @@ fn kubernetes_version(source: &Path) -> Result<String> {
     let version = found.context("go.mod names no version of Kubernetes")?.to_owned();
     ensure!(version.starts_with('v'), "go.mod names a strange version of Kubernetes: {version}");
     Ok(version)
-}
-
-/// Half a gigabyte for each version would add up. Those that a running cluster has open stay on disk until it ends.
-fn forget_others(dir: &Path) {
-    let others = dir.parent().into_iter().flat_map(|above| fs::read_dir(above).into_iter().flatten().flatten());
-    for other in others.map(|e| e.path()).filter(|path: &PathBuf| path != dir && path.join("bin").is_dir()) {
-        let _ = fs::remove_dir_all(other);
-    }
 }
