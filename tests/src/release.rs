@@ -115,8 +115,8 @@ impl<'a> Release<'a> {
 }
 
 /// The same, for commands that somebody types. Empty on most clusters.
-pub fn flags_of_place() -> Result<String> {
-    Ok(of_place()?.iter().map(|setting| format!(" --set {setting}")).collect())
+pub fn flags_of_place(kubectl: &Kubectl) -> Result<String> {
+    Ok(of_place(kubectl)?.iter().map(|setting| format!(" --set {setting}")).collect())
 }
 
 /// What the chart must know about the nodes of our own clusters: where cgroup v2 is beside v1.

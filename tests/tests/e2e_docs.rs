@@ -16,7 +16,7 @@ const SETTLE: Duration = Duration::from_secs(120);
 
 /// Commands that know what only this cluster needs: where its nodes have cgroup v2.
 fn preamble() -> Result<String> {
-    let flags = release::flags_of_place()?;
+    let flags = release::flags_of_place(&Kubectl::from_environment()?)?;
     let wrapped = |program: &str| {
         format!(
             "{program}() {{ case \"$1\" in install|upgrade) command {program} \"$@\"{flags};; \

@@ -53,9 +53,13 @@ impl Layer {
         Ok(())
     }
 
-    /// What is in it, sorted by path: the contents of a file or none for a directory, and its mode.
+    /// Its files and directories, sorted by path: the contents of a file or none for a directory, and its mode.
     pub(crate) fn entries(&self) -> impl Iterator<Item = (&str, Option<&[u8]>, u32)> {
-        self.entries.iter().map(|(path, entry)| (path.as_str(), entry.contents.as_deref(), entry.mode))
+        self.entries.iter().filter_map(|(path, entry)| match &entry.what {
+            What::Directory => Some((path.as_str(), None, entry.mode)),
+            What::File(contents) => Some((path.as_str(), Some(contents.as_slice()), entry.mode)),
+            What::Link(_) => None,
+        })
     }
 
     fn parents(&mut self, path: &str) {

@@ -203,7 +203,7 @@ mod tests {
         assert!(bytes.starts_with(b"07070100000001000041ed"), "a directory comes before what is in it");
         assert!(bytes.len().is_multiple_of(4));
         let text = String::from_utf8_lossy(&bytes);
-        assert!(text.contains("bin/sh\0\0\0\0#!\0\0070701"), "{text}");
+        assert!(text.contains("bin/sh\0\0\0\0#!\0\0\x30\x370701"), "{text}");
         assert!(text.trim_end_matches('\0').ends_with("TRAILER!!!"));
     }
 }
