@@ -251,6 +251,11 @@ fn check_layout(name: &'static str, map: &MapData, expected: (u32, u32, u32)) ->
     Err(RedirectError::Layout { map: name, found: text(found), expected: text(expected) })
 }
 
+/// For `map_err`: what was tried with a program.
+fn failed(what: &'static str) -> impl Fn(ProgramError) -> RedirectError {
+    move |error| RedirectError::Program(what, error)
+}
+
 /// Whether a program is the one we would load: the same instructions with the same shared maps.
 fn is_same(program: u32, tag: u64, shared: &[u32], least: usize) -> bool {
     bpf_link::program(program)

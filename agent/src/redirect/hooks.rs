@@ -1,7 +1,6 @@
 //! The hooks of sockets, attached to the node's cgroup.
 
 use std::fs::File;
-use std::io;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
@@ -13,7 +12,7 @@ use rustix::fs::{fstat, fstatfs};
 use serde::Serialize;
 
 use super::object::Object;
-use super::{Pins, RedirectError, is_same};
+use super::{Pins, RedirectError, failed, is_same};
 use crate::sys::bpf_link::{self, Attached};
 
 /// `f_type` of cgroup v2, linux/magic.h.
@@ -147,19 +146,11 @@ impl Hooks {
             .map_err(|_| RedirectError::Missing("link for a hook"))?;
         // What is pinned there is attached elsewhere or nowhere, and goes only after its successor is in force.
         pins.remove(&pin)?;
-        link.pin(&pin).map(drop).map_err(|error| RedirectError::Path {
-            what: "pin the hook",
-            path: pin,
-            source: io::Error::other(error),
-        })
+        pins.hold(link, pin)
     }
 
     fn find(&self, pins: &Pins, at: usize) -> Result<Option<Found>, RedirectError> {
-        let link = match bpf_link::open(&pins.hook(HOOKS[at].name)) {
-            Ok(link) => link,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(RedirectError::Kernel("open a pinned hook", error)),
-        };
+        let Some(link) = pins.open(&pins.hook(HOOKS[at].name))? else { return Ok(None) };
         let info = bpf_link::link(link.as_fd()).map_err(|e| RedirectError::Kernel("look at a hook", e))?;
         let here = info.attached == Attached::Cgroup(self.cgroup.id);
         let good = here && is_same(info.program, self.tags[at], &self.shared, HOOKS[at].maps);
@@ -184,8 +175,4 @@ fn program<'a>(loaded: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Cgrou
         program.load().map_err(failed("load a hook"))?;
     }
     Ok(program)
-}
-
-fn failed(what: &'static str) -> impl Fn(aya::programs::ProgramError) -> RedirectError {
-    move |error| RedirectError::Program(what, error)
 }

@@ -2,9 +2,10 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use aya::programs::links::FdLink;
 use loam_ebpf_common::layout;
 use rustix::fs::{FlockOperation, flock, statfs};
 
@@ -73,6 +74,23 @@ impl Pins {
     /// Indexes of pods with a pinned link.
     pub fn steered(&self) -> Result<Vec<u32>, RedirectError> {
         Ok(self.names()?.iter().filter_map(|name| name.strip_prefix(STEER)?.parse().ok()).collect())
+    }
+
+    /// The link that is pinned here, if there is one.
+    pub fn open(&self, path: &Path) -> Result<Option<OwnedFd>, RedirectError> {
+        match bpf_link::open(path) {
+            Ok(link) => Ok(Some(link)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(RedirectError::Path { what: "open the pinned link", path: path.into(), source }),
+        }
+    }
+
+    /// Pins a link, so that it lives on without us.
+    pub fn hold(&self, link: FdLink, path: PathBuf) -> Result<(), RedirectError> {
+        match link.pin(&path) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(RedirectError::Path { what: "pin the link", path, source: io::Error::other(error) }),
+        }
     }
 
     /// Detaches the link that is pinned here, if it is there, and takes the pin away. Its program is not called any

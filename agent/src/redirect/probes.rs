@@ -1,8 +1,7 @@
 //! The hook of the kubelet's sockets, attached to the kubelet's own cgroup: it notes what the kubelet opens, so that its
 //! probes reach applications past the mesh.
 
-use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use aya::Ebpf;
@@ -12,7 +11,7 @@ use loam_ebpf_common::layout::SHARED;
 
 use super::hooks::Cgroup;
 use super::object::Object;
-use super::{Pins, RedirectError, is_same};
+use super::{Pins, RedirectError, failed, is_same};
 use crate::sys::bpf_link::{self, Attached};
 
 /// Name of the program and of its pin.
@@ -38,7 +37,7 @@ impl Probes {
         let cgroup = leaf(cgroup)?;
         let pin = pins.hook(PROGRAM);
         let mut fresh = None;
-        if let Some(link) = pinned(&pin)? {
+        if let Some(link) = pins.open(&pin)? {
             let info =
                 bpf_link::link(link.as_fd()).map_err(|e| RedirectError::Kernel("look at the kubelet's hook", e))?;
             let here = info.attached == Attached::Cgroup(cgroup.id);
@@ -62,11 +61,7 @@ impl Probes {
             .map_err(|_| RedirectError::Missing("link for the kubelet's hook"))?;
         // Whoever has the former cgroup now is not the kubelet.
         pins.detach(&pin)?;
-        link.pin(&pin).map(drop).map_err(|error| RedirectError::Path {
-            what: "pin the kubelet's hook",
-            path: pin,
-            source: io::Error::other(error),
-        })?;
+        pins.hold(link, pin)?;
         Ok(true)
     }
 
@@ -90,14 +85,6 @@ fn leaf(path: &Path) -> Result<Cgroup, RedirectError> {
     Ok(cgroup)
 }
 
-fn pinned(pin: &Path) -> Result<Option<OwnedFd>, RedirectError> {
-    match bpf_link::open(pin) {
-        Ok(link) => Ok(Some(link)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(RedirectError::Kernel("open the kubelet's pinned hook", error)),
-    }
-}
-
 /// The program, in the kernel.
 fn program(loaded: &mut Ebpf) -> Result<&mut SockOps, RedirectError> {
     let program = loaded.program_mut(PROGRAM).ok_or(RedirectError::Missing(PROGRAM))?;
@@ -106,8 +93,4 @@ fn program(loaded: &mut Ebpf) -> Result<&mut SockOps, RedirectError> {
         program.load().map_err(failed("load the kubelet's hook"))?;
     }
     Ok(program)
-}
-
-fn failed(what: &'static str) -> impl Fn(aya::programs::ProgramError) -> RedirectError {
-    move |error| RedirectError::Program(what, error)
 }

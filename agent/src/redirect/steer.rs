@@ -1,6 +1,5 @@
 //! The sk_lookup program of one pod: its own instance, with the pod in a map of its own.
 
-use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 
 use aya::Ebpf;
@@ -11,7 +10,7 @@ use loam_ebpf_common::layout::{self, Entrance};
 use serde::Serialize;
 
 use super::object::Object;
-use super::{Pins, RedirectError, is_same};
+use super::{Pins, RedirectError, failed, is_same};
 use crate::sys::bpf_link::{self, Attached};
 
 /// Name of the program.
@@ -92,11 +91,7 @@ impl Template {
         let link: FdLink = program.take_link(id).map_err(failed("keep the steer program"))?.into();
         // What is pinned there belongs to a namespace that is gone.
         pins.remove(&pin)?;
-        link.pin(&pin).map(drop).map_err(|error| RedirectError::Path {
-            what: "pin the link",
-            path: pin,
-            source: io::Error::other(error),
-        })?;
+        pins.hold(link, pin)?;
         self.look(pins, pod, inode)
     }
 
@@ -132,13 +127,8 @@ impl Template {
 }
 
 fn pinned(pins: &Pins, index: u32) -> Result<Option<bpf_link::LinkInfo>, RedirectError> {
-    match bpf_link::open(&pins.steer(index)) {
-        Ok(link) => {
-            bpf_link::link(link.as_fd()).map(Some).map_err(|e| RedirectError::Kernel("look at a pod's link", e))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(RedirectError::Kernel("open a pod's pinned link", error)),
-    }
+    let Some(link) = pins.open(&pins.steer(index))? else { return Ok(None) };
+    bpf_link::link(link.as_fd()).map(Some).map_err(|e| RedirectError::Kernel("look at a pod's link", e))
 }
 
 /// The program, in the kernel.
@@ -149,8 +139,4 @@ fn program(loaded: &mut Ebpf) -> Result<&mut SkLookup, RedirectError> {
         program.load().map_err(failed("load the steer program"))?;
     }
     Ok(program)
-}
-
-fn failed(what: &'static str) -> impl Fn(aya::programs::ProgramError) -> RedirectError {
-    move |error| RedirectError::Program(what, error)
 }
