@@ -13,8 +13,8 @@ use loam_tests::tenant::{SETTLE, Tenant, talking};
 use loam_tests::testing::{MEASURED, on_cluster};
 use serde_json::{Value, json};
 
-/// Pods on each node that take turns.
-const PODS: usize = 5;
+/// Pods on each node that take turns: so many that each rests for longer than the agent leaves an object that it wrote alone.
+const PODS: usize = 15;
 /// Changes that are timed.
 const SAMPLES: usize = 50;
 /// Port of a proxy's administration.
