@@ -86,9 +86,15 @@ impl<'a> Release<'a> {
 
     /// Takes it away, and waits until its pods are gone.
     pub fn uninstall(self) -> Result<()> {
-        self.kubectl.helm(&["uninstall", NAME, "--namespace", NAMESPACE, "--wait", "--timeout", TIMEOUT])?;
+        Self::absent(self.kubectl)
+    }
+
+    /// Takes away what another test may have installed.
+    pub fn absent(kubectl: &Kubectl) -> Result<()> {
+        let uninstall = ["uninstall", NAME, "--ignore-not-found", "--namespace", NAMESPACE];
+        kubectl.helm(&[&uninstall[..], &["--wait", "--timeout", TIMEOUT]].concat())?;
         eventually(ENDING, || {
-            let left = self.kubectl.run(&["get", "pods", "--namespace", NAMESPACE, "--output=name"])?;
+            let left = kubectl.run(&["get", "pods", "--namespace", NAMESPACE, "--output=name"])?;
             ensure!(left.trim().is_empty(), "{} are still there", left.trim());
             Ok(())
         })

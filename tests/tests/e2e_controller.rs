@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use loam_tests::cluster::{Kubectl, PAUSE_IMAGE};
+use loam_tests::release::Release;
 use loam_tests::report::Signed;
 use loam_tests::testing::on_cluster;
 use loam_tests::{bin, eventually};
@@ -184,6 +185,8 @@ impl<'a> Bench<'a> {
     fn new(kubectl: &'a Kubectl) -> Result<Self> {
         let dir = std::env::temp_dir().join(format!("loam-{NAMESPACE}-{}", std::process::id()));
         fs::create_dir_all(&dir)?;
+        // Two meshes that keep their roots in every namespace take them from each other.
+        Release::absent(kubectl)?;
         let bench = Self { kubectl, dir };
         bench.forget()?;
         let labels = json!({"istio.io/dataplane-mode": "ambient"});
