@@ -241,6 +241,7 @@ impl Standings for Endpoints {
                 aside: trouble.is_some_and(|trouble| {
                     !matches!(trouble.phase, Phase::Counting) && trouble.is_aside(Instant::now())
                 }),
+                ..Standing::default()
             },
         }
     }

@@ -22,7 +22,7 @@ struct Load;
 impl Standings for Load {
     fn of(&self, endpoint: SocketAddr) -> Standing {
         let IpAddr::V4(ip) = endpoint.ip() else { return Standing::default() };
-        Standing { connections: ip.to_bits() % 7, aside: false }
+        Standing { connections: ip.to_bits() % 7, ..Standing::default() }
     }
 }
 

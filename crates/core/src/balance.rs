@@ -4,6 +4,7 @@
 //! table, however many endpoints there are; it allocates nothing. Randomness, and what is known of endpoints beyond the
 //! mesh configuration, are passed in.
 
+mod maglev;
 mod pool;
 mod ring;
 
@@ -11,8 +12,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use pool::Pool;
+use pool::mix;
 
 use crate::service::{Affinity, BalancingMode, IpFamilies, Scope, Service};
 use crate::workload::{Health, Workload};
@@ -44,6 +47,55 @@ pub struct Standing {
     pub connections: u32,
     /// Whether connections to it keep failing. It is picked only when every other one is like that, too.
     pub aside: bool,
+    /// How much of its weight it lacks because it has just come, in parts of 2^16; see [`cold`].
+    pub cold: u16,
+}
+
+impl Standing {
+    /// What it has of its weight, in parts of 2^16.
+    fn warmth(self) -> u32 {
+        (1 << 16) - u32::from(self.cold)
+    }
+
+    /// Whether one that was drawn with `number` is taken: as often as it has of its weight.
+    fn is_up(self, number: u64) -> bool {
+        self.cold == 0 || (mix(number) & 0xffff) >= u64::from(self.cold)
+    }
+}
+
+/// How much of its weight an endpoint lacks that came `age` ago, where it gets all of it after `window`: at first nine
+/// tenths, then less and less.
+pub fn cold(age: Duration, window: Duration) -> u16 {
+    let left = window.saturating_sub(age).as_millis();
+    let lacks = (left * 9 * (1 << 16)) / (window.as_millis().max(1) * 10);
+    u16::try_from(lacks).unwrap_or(u16::MAX)
+}
+
+/// By what an endpoint is chosen among those that are equally good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum By {
+    /// As the service says: the caller's own where callers stay with theirs, else the less busy of two.
+    #[default]
+    Service,
+    /// Of two drawn by weight, the one with fewer connections for its weight.
+    LessBusy,
+    /// Drawn by weight.
+    Random,
+    /// In turn; the number of the turn.
+    Turn(u64),
+    /// By a key, on a circle. Where none was prepared, as by [`By::LessBusy`].
+    Ring(u64),
+    /// By a key, in a table. Where none was prepared, as by [`By::LessBusy`].
+    Maglev(u64),
+}
+
+/// What is prepared to find endpoints by keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tables {
+    /// For [`By::Ring`].
+    pub ring: bool,
+    /// For [`By::Maglev`].
+    pub maglev: bool,
 }
 
 /// Where the standing of endpoints is found, by the address and port that serve.
@@ -69,6 +121,8 @@ pub struct Ask<'a> {
     pub caller: &'a Workload,
     /// The service port it shall serve; with `None` any.
     pub service_port: Option<u16>,
+    /// By what it is chosen.
+    pub by: By,
     /// Decides among equals.
     pub entropy: u64,
 }
@@ -95,8 +149,12 @@ pub enum NoEndpoint {
 }
 
 impl Picker {
-    /// Arranges `members` by what `service` asks for.
-    pub fn new(service: &Service, members: &[Arc<Workload>]) -> Self {
+    /// Arranges `members` by what `service` asks for, with `tables` beside.
+    pub fn new(service: &Service, members: &[Arc<Workload>], tables: Tables) -> Self {
+        let tables = match service.balancing.affinity {
+            Affinity::None => tables,
+            Affinity::ClientAddress => Tables { ring: true, ..tables },
+        };
         let preference = preference(service);
         let mut by_network: Vec<(Arc<str>, Vec<u32>)> = Vec::new();
         for (i, member) in (0u32..).zip(members) {
@@ -120,7 +178,7 @@ impl Picker {
             }
             let group = |(service_ports, indexes): (Vec<u16>, Vec<u32>)| Group {
                 service_ports: service_ports.into(),
-                tree: Tree::new(members, indexes, preference, service.balancing.affinity),
+                tree: Tree::new(members, indexes, preference, tables),
             };
             (network, groups.into_iter().map(group).collect())
         };
@@ -141,7 +199,11 @@ impl Picker {
         let way = Way {
             caller: ask.caller,
             strict: service.balancing.mode == BalancingMode::Strict,
-            client: client(ask.caller),
+            by: match (ask.by, service.balancing.affinity) {
+                (By::Service, Affinity::None) => By::LessBusy,
+                (By::Service, Affinity::ClientAddress) => By::Ring(client(ask.caller)),
+                (by, _) => by,
+            },
             entropy: ask.entropy,
         };
         let among = |doubtful: bool| {
@@ -227,22 +289,22 @@ struct Way<'a> {
     caller: &'a Workload,
     /// Only to endpoints that share everything.
     strict: bool,
-    client: u64,
+    by: By,
     entropy: u64,
 }
 
 impl Tree {
-    fn new(members: &[Arc<Workload>], indexes: Vec<u32>, preference: &[Scope], affinity: Affinity) -> Self {
+    fn new(members: &[Arc<Workload>], indexes: Vec<u32>, preference: &[Scope], tables: Tables) -> Self {
         let mut nearer = Vec::new();
         if let Some((scope, rest)) = preference.split_first() {
             let mut parts: BTreeMap<&Arc<str>, Vec<u32>> = BTreeMap::new();
             for i in &indexes {
                 parts.entry(place(&members[*i as usize], *scope)).or_default().push(*i);
             }
-            let part = |(at, part): (&Arc<str>, Vec<u32>)| (at.clone(), Tree::new(members, part, rest, affinity));
+            let part = |(at, part): (&Arc<str>, Vec<u32>)| (at.clone(), Tree::new(members, part, rest, tables));
             nearer = parts.into_iter().map(part).collect();
         }
-        Self { pool: Pool::new(members, indexes, affinity), nearer }
+        Self { pool: Pool::new(members, indexes, tables), nearer }
     }
 
     /// An endpoint that `may` be taken, among those that share most leading places with the caller.
@@ -255,7 +317,7 @@ impl Tree {
                 return found;
             }
         }
-        self.pool.choose(way.client, way.entropy, may)
+        self.pool.choose(way.by, way.entropy, may)
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::addr::{NetworkAddr, NextHop, OrigDst, is_own_port};
 use crate::authority::Authority;
-use crate::balance::{self, Alike, Ask, NoEndpoint, Standing, Standings};
+use crate::balance::{self, Alike, Ask, By, NoEndpoint, Standing, Standings};
 use crate::egress;
 use crate::ids::{Hostname, Identity, WorkloadUid};
 use crate::reason::Reason;
@@ -25,6 +25,8 @@ pub struct Query<'a> {
     pub source: &'a Workload,
     /// What it dialled.
     pub original_dst: OrigDst,
+    /// By what an endpoint is chosen.
+    pub by: By,
     /// Decides among equals.
     pub entropy: u64,
     /// What is known of endpoints beyond the mesh configuration.
@@ -40,7 +42,16 @@ pub struct Query<'a> {
 impl<'a> Query<'a> {
     /// The first try of a connection, nothing being known of endpoints.
     pub fn new(source: &'a Workload, original_dst: OrigDst, entropy: u64) -> Self {
-        Self { source, original_dst, entropy, standings: &Alike, tried: &[], tunnels_only: false, names: &[] }
+        Self {
+            source,
+            original_dst,
+            by: By::Service,
+            entropy,
+            standings: &Alike,
+            tried: &[],
+            tunnels_only: false,
+            names: &[],
+        }
     }
 }
 
@@ -388,7 +399,7 @@ fn pick<'a>(
             Spot::Unresolved(_) => Some(Standing::default()),
         }
     };
-    let ask = Ask { caller: query.source, service_port, entropy: query.entropy };
+    let ask = Ask { caller: query.source, service_port, by: query.by, entropy: query.entropy };
     let picked = picker.pick(service, &ask, standing).map_err(NotPicked::None)?;
     let endpoint = workloads.get(picked.member).ok_or_else(unusable)?;
     match at(endpoint).ok_or_else(unusable)? {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::addr::NetworkAddr;
 use crate::authz::Applying;
-use crate::balance::Picker;
+use crate::balance::{Picker, Tables};
 use crate::ids::{Hostname, ServiceKey, WorkloadUid};
 use crate::map::Map;
 use crate::policy::Policy;
@@ -327,7 +327,7 @@ impl Snapshot {
             self.services.remove(&key);
             return;
         }
-        let picker = service.as_ref().map(|service| Picker::new(service, &workloads));
+        let picker = service.as_ref().map(|service| Picker::new(service, &workloads, Tables::default()));
         self.services.insert(Arc::new(Members { key, service, workloads, picker }));
     }
 }

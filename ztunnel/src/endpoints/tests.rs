@@ -130,7 +130,7 @@ async fn failures_are_forgotten_with_time_and_with_the_address() {
     fail(&endpoints, 2, MAX_FAILURES);
     let place = endpoints.join(addr(2));
     endpoints.forget(&[addr(1).ip(), addr(2).ip()].into());
-    assert_eq!(endpoints.of(addr(2)), Standing { connections: 1, aside: false });
+    assert_eq!(endpoints.of(addr(2)), Standing { connections: 1, ..Standing::default() });
     drop(place);
     assert!(is_empty(&endpoints));
 }

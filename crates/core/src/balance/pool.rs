@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::Standing;
+use super::maglev::Maglev;
 use super::ring::Ring;
-use crate::service::Affinity;
+use super::{By, Standing, Tables};
 use crate::workload::Workload;
 
 /// Draws for the first candidate. When all of them meet endpoints that will not do, most of the pool is like that, and
@@ -24,8 +24,8 @@ pub(super) struct Pool {
     indexes: Box<[u32]>,
     /// By position, where weights differ.
     table: Option<Box<[Slot]>>,
-    /// Where callers stay with their endpoint.
     ring: Option<Ring>,
+    maglev: Option<Maglev>,
 }
 
 /// One position of Walker's alias method: below `keep` it stays, else `other` is taken.
@@ -37,47 +37,85 @@ pub(super) struct Slot {
 }
 
 impl Pool {
-    pub(super) fn new(members: &[Arc<Workload>], indexes: Vec<u32>, affinity: Affinity) -> Self {
+    pub(super) fn new(members: &[Arc<Workload>], indexes: Vec<u32>, tables: Tables) -> Self {
         let member = |i: &u32| &members[*i as usize];
         let weights: Vec<u32> = indexes.iter().map(|i| member(i).capacity).collect();
         let equal = weights.windows(2).all(|w| w[0] == w[1]);
-        let ring = match affinity {
-            Affinity::None => None,
-            // By name, which an endpoint keeps when it is made anew at another address.
-            Affinity::ClientAddress => {
-                let keys = indexes.iter().map(|i| hash(member(i).uid.as_str().as_bytes()));
-                Some(Ring::new(keys.zip(weights.iter().copied())))
-            }
-        };
-        Self { table: (!equal).then(|| alias_table(&weights)), ring, indexes: indexes.into() }
-    }
-
-    /// An endpoint that `may` be taken, by its number in the list of members: the caller's own where callers stay with
-    /// theirs, else of two drawn by weight the one with fewer connections for its weight.
-    pub(super) fn choose(&self, client: u64, entropy: u64, may: &impl Fn(u32) -> Option<Standing>) -> Option<u32> {
-        match &self.ring {
-            Some(ring) => {
-                let may = |position: usize| self.indexes.get(position).is_some_and(|index| may(*index).is_some());
-                self.indexes.get(ring.choose(client, may)?).copied()
-            }
-            None => self.less_busy(entropy, may),
+        // By name, which an endpoint keeps when it is made anew at another address.
+        let keys = indexes.iter().map(|i| hash(member(i).uid.as_str().as_bytes()));
+        let endpoints = keys.zip(weights.iter().copied());
+        Self {
+            ring: tables.ring.then(|| Ring::new(endpoints.clone())),
+            maglev: tables.maglev.then(|| Maglev::new(endpoints)),
+            table: (!equal).then(|| alias_table(&weights)),
+            indexes: indexes.into(),
         }
     }
 
-    fn less_busy(&self, entropy: u64, may: &impl Fn(u32) -> Option<Standing>) -> Option<u32> {
-        let at = |position: usize| Some((position, may(*self.indexes.get(position)?)?));
-        let mut numbers = Numbers(entropy);
-        let drawn = (0..MAX_DRAWS).find_map(|_| at(self.draw(numbers.next())?));
-        let (first, standing) = drawn.or_else(|| self.walk(numbers.next()).find_map(at))?;
-        let another = |position: usize| if position == first { None } else { at(position) };
-        let second = (0..MAX_SECOND_DRAWS).find_map(|_| another(self.draw(numbers.next())?));
-        let second = second.or_else(|| another((first + 1) % self.indexes.len()));
-        let busy = |connections: u32, other: usize| u64::from(connections) * u64::from(self.weight(other));
-        let taken = match second {
-            Some((second, other)) if busy(other.connections, first) < busy(standing.connections, second) => second,
-            Some(_) | None => first,
+    /// An endpoint that `may` be taken, by its number in the list of members.
+    pub(super) fn choose(&self, by: By, entropy: u64, may: &impl Fn(u32) -> Option<Standing>) -> Option<u32> {
+        let may_be = |position: usize| self.indexes.get(position).is_some_and(|index| may(*index).is_some());
+        let position = match (by, &self.ring, &self.maglev) {
+            (By::Ring(key), Some(ring), _) => ring.choose(key, may_be)?,
+            (By::Maglev(key), _, Some(maglev)) => maglev.choose(key, may_be)?,
+            (By::Turn(turn), ..) => match self.in_turn(turn, may) {
+                Some(position) => position,
+                None => self.drawn(&mut Numbers(entropy), may)?.0,
+            },
+            (By::Random, ..) => self.drawn(&mut Numbers(entropy), may)?.0,
+            (By::LessBusy | By::Service | By::Ring(_) | By::Maglev(_), ..) => self.less_busy(entropy, may)?,
         };
-        self.indexes.get(taken).copied()
+        self.indexes.get(position).copied()
+    }
+
+    /// Of two drawn by weight the one with fewer connections for its weight.
+    fn less_busy(&self, entropy: u64, may: &impl Fn(u32) -> Option<Standing>) -> Option<usize> {
+        let mut numbers = Numbers(entropy);
+        let (first, standing) = self.drawn(&mut numbers, may)?;
+        let another = |position: usize| if position == first { None } else { self.at(position, may) };
+        let second = (0..MAX_SECOND_DRAWS).find_map(|_| {
+            let number = numbers.next();
+            another(self.draw(number)?).filter(|(_, standing)| standing.is_up(number))
+        });
+        let second = second.or_else(|| another((first + 1) % self.indexes.len()));
+        let busy = |standing: Standing, other: (usize, Standing)| {
+            u128::from(standing.connections) * u128::from(self.weight(other.0)) * u128::from(other.1.warmth())
+        };
+        match second {
+            Some((second, other)) if busy(other, (first, standing)) < busy(standing, (second, other)) => Some(second),
+            Some(_) | None => Some(first),
+        }
+    }
+
+    /// One drawn by weight, with its standing.
+    fn drawn(&self, numbers: &mut Numbers, may: &impl Fn(u32) -> Option<Standing>) -> Option<(usize, Standing)> {
+        let mut cold = None;
+        for _ in 0..MAX_DRAWS {
+            let number = numbers.next();
+            match self.at(self.draw(number)?, may) {
+                Some((position, standing)) if standing.is_up(number) => return Some((position, standing)),
+                Some(other) => cold = cold.or(Some(other)),
+                None => {}
+            }
+        }
+        cold.or_else(|| self.walk(numbers.next()).find_map(|position| self.at(position, may)))
+    }
+
+    /// The one whose turn it is: each as often as it weighs. `None` if it may not be taken.
+    fn in_turn(&self, turn: u64, may: &impl Fn(u32) -> Option<Standing>) -> Option<usize> {
+        let n = self.indexes.len() as u64;
+        let (round, at) = (turn.checked_div(n)?, turn.checked_rem(n)? as usize);
+        // Multiples of the golden ratio fall evenly, so that a slot keeps and gives away its turns in proportion.
+        let even = (round.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u32;
+        let position = match self.table.as_deref() {
+            Some(table) => table.get(at).map(|slot| if even < slot.keep { at } else { slot.other as usize })?,
+            None => at,
+        };
+        self.at(position, may).filter(|(_, standing)| standing.is_up(mix(turn))).map(|(position, _)| position)
+    }
+
+    fn at(&self, position: usize, may: &impl Fn(u32) -> Option<Standing>) -> Option<(usize, Standing)> {
+        Some((position, may(*self.indexes.get(position)?)?))
     }
 
     pub(super) fn draw(&self, number: u64) -> Option<usize> {
@@ -116,7 +154,7 @@ impl Numbers {
 }
 
 /// Spreads what differs in one bit over all of them.
-pub(super) fn mix(number: u64) -> u64 {
+pub(crate) fn mix(number: u64) -> u64 {
     let z = number.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -124,7 +162,7 @@ pub(super) fn mix(number: u64) -> u64 {
 }
 
 /// The same in every process and version: a caller stays with its endpoint when its proxy is replaced.
-pub(super) fn hash(bytes: &[u8]) -> u64 {
+pub(crate) fn hash(bytes: &[u8]) -> u64 {
     let mut hash = 0;
     for chunk in bytes.chunks(8) {
         let mut word = [0; 8];

@@ -5,6 +5,8 @@ use super::*;
 use crate::snapshot::{Members, Snapshot};
 use crate::testmesh::{changes, key, mesh, uid};
 
+mod by;
+
 /// A fixed sequence that looks random.
 fn numbers() -> impl Iterator<Item = u64> {
     let mut x = 7u64;
@@ -25,7 +27,7 @@ fn pick(
 ) -> Option<String> {
     let members: &Members = mesh.members(&key("a/api")).unwrap();
     let (service, picker) = (members.service().unwrap(), members.picker().unwrap());
-    let ask = Ask { caller: mesh.workload(&uid(caller)).unwrap(), service_port: Some(80), entropy };
+    let ask = Ask { caller: mesh.workload(&uid(caller)).unwrap(), service_port: Some(80), by: By::Service, entropy };
     let picked = picker.pick(service, &ask, |i| standing(&members.workloads()[i])).ok()?;
     Some(members.workloads()[picked.member].name.to_string())
 }
@@ -123,7 +125,7 @@ fn held_connections_spread_as_the_weights_say() {
 #[test]
 fn an_endpoint_that_is_set_aside_is_taken_only_when_all_are() {
     let aside = |names: &'static [&str]| {
-        move |w: &Workload| Some(Standing { connections: 0, aside: names.contains(&&*w.name) })
+        move |w: &Workload| Some(Standing { aside: names.contains(&&*w.name), ..Standing::default() })
     };
     let mesh = weighted(&[1, 1, 1], "");
     let picked = |names| shares_of(&mesh, 300, aside(names)).into_keys().collect::<Vec<_>>();
@@ -134,7 +136,7 @@ fn an_endpoint_that_is_set_aside_is_taken_only_when_all_are() {
     let shares = shares_of(&skewed, 3000, aside(&["api-0"]));
     assert_eq!(shares.keys().collect::<Vec<_>>(), ["api-1", "api-2"], "however heavy the one is");
     let large = weighted(&[1; 1000], "");
-    let most = |w: &Workload| Some(Standing { connections: 0, aside: &*w.name > "api-2" });
+    let most = |w: &Workload| Some(Standing { aside: &*w.name > "api-2", ..Standing::default() });
     let good = numbers().take(300).filter_map(|e| pick(&large, "a/web-1", e, most)).filter(|n| &**n <= "api-2");
     assert!(good.count() > 295, "most of a large pool is set aside");
 }
@@ -148,14 +150,18 @@ fn the_next_place_is_taken_when_the_nearest_is_set_aside_or_was_tried() {
     };
     let failover = mesh("failover:region,zone,node");
     assert_eq!(
-        names(&failover, &|w| Some(Standing { connections: 0, aside: near(w) })),
+        names(&failover, &|w| Some(Standing { aside: near(w), ..Standing::default() })),
         ["zone-1", "zone-2"],
         "set aside"
     );
     assert_eq!(names(&failover, &|w| (!near(w)).then(Standing::default)), ["zone-1", "zone-2"], "tried");
-    assert_eq!(names(&failover, &|_| Some(Standing { connections: 0, aside: true })), ["same-1"], "all set aside");
+    assert_eq!(
+        names(&failover, &|_| Some(Standing { aside: true, ..Standing::default() })),
+        ["same-1"],
+        "all set aside"
+    );
     let strict = mesh("strict:region,node");
-    assert_eq!(names(&strict, &|w| Some(Standing { connections: 0, aside: near(w) })), ["same-1"]);
+    assert_eq!(names(&strict, &|w| Some(Standing { aside: near(w), ..Standing::default() })), ["same-1"]);
     assert_eq!(names(&strict, &|w| (!near(w)).then(Standing::default)), Vec::<String>::new());
 }
 
@@ -183,7 +189,7 @@ fn in_any_mesh_a_pick_may_be_used_and_nothing_better_was_left_out() {
         let mesh = mesh(&text);
         let standings: Vec<Option<Standing>> = (0..n)
             .map(|_| {
-                let standing = Standing { connections: below(3) as u32, aside: below(2) == 0 };
+                let standing = Standing { connections: below(3) as u32, aside: below(2) == 0, ..Standing::default() };
                 (below(4) > 0).then_some(standing)
             })
             .collect();
@@ -248,7 +254,7 @@ fn a_caller_stays_with_its_endpoint_and_callers_spread() {
     let again = without.apply(changes("pod a/api-3 10.0.1.77 serves=a/api"));
     assert_eq!(moved(&again), [] as [usize; 0], "it has its callers again, also at another address");
 
-    let aside = |w: &Workload| Some(Standing { connections: 0, aside: &*w.name == "api-3" });
+    let aside = |w: &Workload| Some(Standing { aside: &*w.name == "api-3", ..Standing::default() });
     let one = of_three[0];
     assert_eq!(pick(&before, &format!("a/web-{one}"), 1, aside).unwrap(), of(&without, one));
 }

@@ -343,7 +343,7 @@ fn the_standing_of_an_endpoint_is_asked_for_by_the_address_that_serves() {
     struct Busy(SocketAddr);
     impl Standings for Busy {
         fn of(&self, endpoint: SocketAddr) -> balance::Standing {
-            balance::Standing { connections: u32::from(endpoint == self.0), aside: false }
+            balance::Standing { connections: u32::from(endpoint == self.0), ..Default::default() }
         }
     }
     let text = "
