@@ -90,7 +90,7 @@ impl FromStr for Authority {
     }
 }
 
-fn parse_port(s: &str) -> Option<u16> {
+pub(crate) fn parse_port(s: &str) -> Option<u16> {
     // `u16::from_str` would take "+80"; leading zeros are another spelling of the same port.
     if s.is_empty() || s.starts_with('0') || !s.bytes().all(|b| b.is_ascii_digit()) {
         return None;

@@ -4,6 +4,7 @@
 //! table, however many endpoints there are; it allocates nothing. Randomness, and what is known of endpoints beyond the
 //! mesh configuration, are passed in.
 
+pub mod ejection;
 mod maglev;
 mod pool;
 mod ring;
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pool::Pool;
-use pool::mix;
+pub(crate) use pool::{hash, mix};
 
 use crate::service::{Affinity, BalancingMode, IpFamilies, Scope, Service};
 use crate::workload::{Health, Workload};

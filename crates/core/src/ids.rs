@@ -185,7 +185,7 @@ impl TryFrom<Arc<str>> for Hostname {
 }
 
 /// The name without its final dot, if it is a hostname.
-fn valid_hostname(s: &str) -> Result<&str, NameError> {
+pub(crate) fn valid_hostname(s: &str) -> Result<&str, NameError> {
     let name = s.strip_suffix('.').unwrap_or(s);
     let fail = |why| Err(NameError::new("hostname", s, why));
     if name.is_empty() {

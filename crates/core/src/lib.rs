@@ -10,6 +10,7 @@ pub mod balance;
 pub mod dump;
 pub mod egress;
 pub mod headers;
+pub mod http;
 pub mod ids;
 pub mod inbound;
 pub mod map;
