@@ -7,6 +7,9 @@ use std::sync::Arc;
 use crate::addr::NetworkAddr;
 use crate::authz::Applying;
 use crate::balance::{Picker, Tables};
+use crate::http::route::ServiceRoutes;
+use crate::http::table::ServiceTable;
+use crate::http::traffic::ServiceTraffic;
 use crate::ids::{Hostname, ServiceKey, WorkloadUid};
 use crate::map::Map;
 use crate::policy::Policy;
@@ -33,6 +36,14 @@ pub enum Change {
     Service(Service),
     /// A service is gone.
     RemoveService(ServiceKey),
+    /// A service is bound to this waypoint, or its routes are different.
+    Routes(ServiceRoutes),
+    /// A service is not bound to this waypoint any more.
+    RemoveRoutes(ServiceKey),
+    /// How a service's endpoints are used appeared or is different.
+    Traffic(ServiceTraffic),
+    /// Nothing is said any more of how a service's endpoints are used.
+    RemoveTraffic(ServiceKey),
     /// A policy appeared or is different.
     Policy(Policy),
     /// A policy that cannot be read appeared, for which [`Policy::unreadable`] stands. Where a version is known that
@@ -82,6 +93,9 @@ pub struct Snapshot {
     services: Map<Arc<Members>>,
     vips: Vips,
     hostnames: Map<Named>,
+    /// The services that are bound to this waypoint.
+    routes: Map<Arc<ServiceTable>>,
+    traffic: Map<Arc<ServiceTraffic>>,
     policies: Policies,
     /// The control plane has not told of its workloads and services yet.
     addresses_expected: bool,
@@ -114,6 +128,10 @@ impl Snapshot {
                 Change::RemoveWorkload(uid) => self.remove_workload(&uid, &mut dirty),
                 Change::Service(service) => self.put_service(Arc::new(service), &mut dirty),
                 Change::RemoveService(key) => self.remove_service(&key, &mut dirty),
+                Change::Routes(routes) => drop(self.routes.insert(Arc::new(ServiceTable::new(&routes)))),
+                Change::RemoveRoutes(key) => drop(self.routes.remove(&key)),
+                Change::Traffic(traffic) => self.put_traffic(Arc::new(traffic), &mut dirty),
+                Change::RemoveTraffic(key) => self.remove_traffic(&key, &mut dirty),
                 Change::Policy(policy) => self.policies.put(policy),
                 Change::UnreadablePolicy(stand_in) => self.policies.put_unreadable(stand_in),
                 Change::RemovePolicy(key) => self.policies.remove(&key),
@@ -192,6 +210,16 @@ impl Snapshot {
     /// The service that a caller of `namespace` means by a hostname.
     pub fn service_named(&self, hostname: &Hostname, namespace: &str) -> Option<&Arc<Service>> {
         index::preferred(self.hostnames.get(hostname.as_str())?.services(), namespace)
+    }
+
+    /// The routes of a service that is bound to this waypoint; there may be none in them.
+    pub fn routes(&self, key: &ServiceKey) -> Option<&Arc<ServiceTable>> {
+        self.routes.get(key)
+    }
+
+    /// How a service's endpoints are used, where something is said of it.
+    pub fn traffic(&self, key: &ServiceKey) -> Option<&Arc<ServiceTraffic>> {
+        self.traffic.get(key)
     }
 
     /// The policy of a key, `namespace/name`.
@@ -306,6 +334,21 @@ impl Snapshot {
         dirty.entry(key.clone()).or_default();
     }
 
+    fn put_traffic(&mut self, traffic: Arc<ServiceTraffic>, dirty: &mut Dirty) {
+        let (key, tables) = (traffic.service.clone(), traffic.tables());
+        let old = self.traffic.insert(traffic);
+        if old.map(|old| old.tables()).unwrap_or_default() != tables {
+            dirty.entry(key).or_default();
+        }
+    }
+
+    fn remove_traffic(&mut self, key: &ServiceKey, dirty: &mut Dirty) {
+        let old = self.traffic.remove(key);
+        if old.is_some_and(|old| old.tables() != Tables::default()) {
+            dirty.entry(key.clone()).or_default();
+        }
+    }
+
     /// Takes the present version of a service out of the indexes by address and name.
     fn drop_names(&mut self, key: &ServiceKey) {
         let Some(old) = self.service(key).cloned() else { return };
@@ -327,7 +370,8 @@ impl Snapshot {
             self.services.remove(&key);
             return;
         }
-        let picker = service.as_ref().map(|service| Picker::new(service, &workloads, Tables::default()));
+        let tables = self.traffic.get(&key).map(|traffic| traffic.tables()).unwrap_or_default();
+        let picker = service.as_ref().map(|service| Picker::new(service, &workloads, tables));
         self.services.insert(Arc::new(Members { key, service, workloads, picker }));
     }
 }

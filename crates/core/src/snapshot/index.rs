@@ -7,6 +7,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::Members;
+use crate::http::table::ServiceTable;
+use crate::http::traffic::ServiceTraffic;
 use crate::ids::{Hostname, ServiceKey, WorkloadUid};
 use crate::map::{Entry, Map};
 use crate::service::Service;
@@ -29,6 +31,30 @@ impl Entry for Arc<Members> {
 
     fn key(&self) -> &ServiceKey {
         &self.key
+    }
+
+    fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(self, other)
+    }
+}
+
+impl Entry for Arc<ServiceTable> {
+    type Key = ServiceKey;
+
+    fn key(&self) -> &ServiceKey {
+        self.service()
+    }
+
+    fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(self, other)
+    }
+}
+
+impl Entry for Arc<ServiceTraffic> {
+    type Key = ServiceKey;
+
+    fn key(&self) -> &ServiceKey {
+        &self.service
     }
 
     fn same(&self, other: &Self) -> bool {

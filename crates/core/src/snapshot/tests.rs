@@ -142,3 +142,30 @@ fn one_change_does_not_touch_the_rest_of_a_large_mesh() {
 fn a_workload_of_a_large_mesh_stays_small() {
     assert!(size_of::<Workload>() <= 360, "{}", size_of::<Workload>());
 }
+
+#[test]
+fn routes_and_traffic_of_a_service_come_and_go() {
+    use crate::http::route::ServiceRoutes;
+    use crate::http::table::tests::route;
+    use crate::http::traffic::{ServiceTraffic, Traffic};
+
+    let key = key("a/api");
+    let routes = |text: &str| {
+        let routes = text.split(',').filter(|text| !text.is_empty()).map(route).collect();
+        Change::Routes(ServiceRoutes { service: key.clone(), routes })
+    };
+    let empty = Snapshot::default();
+    assert!(empty.routes(&key).is_none() && empty.traffic(&key).is_none());
+    let bound = empty.apply(vec![routes("")]);
+    assert!(bound.routes(&key).unwrap().find(80, None).is_none());
+    let routed = bound.apply(vec![routes("http a/r 1\n x:")]);
+    assert!(routed.routes(&key).unwrap().find(80, None).is_some());
+    assert!(bound.routes(&key).unwrap().find(80, None).is_none(), "the earlier one stays as it is");
+    assert!(routed.apply(vec![Change::RemoveRoutes(key.clone())]).routes(&key).is_none());
+
+    let traffic =
+        ServiceTraffic { service: key.clone(), traffic: Traffic::default(), ports: Vec::new(), subsets: Vec::new() };
+    let used = routed.apply(vec![Change::Traffic(traffic)]);
+    assert!(used.traffic(&key).is_some() && used.members(&key).is_none());
+    assert!(used.apply(vec![Change::RemoveTraffic(key.clone())]).traffic(&key).is_none());
+}

@@ -1,6 +1,8 @@
 //! Endpoints chosen in turn, at random and by keys, and those that warm up.
 
 use super::*;
+use crate::http::traffic::{Algorithm, ServiceTraffic, Traffic};
+use crate::snapshot::Change;
 
 /// The endpoint of a/api that a/web-1 is given.
 fn pick_by(mesh: &Snapshot, by: By, entropy: u64, standing: impl Fn(&Workload) -> Option<Standing>) -> String {
@@ -15,6 +17,11 @@ fn counts(names: impl Iterator<Item = String>) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     names.for_each(|name| *counts.entry(name).or_default() += 1);
     counts
+}
+
+fn traffic(algorithm: Algorithm) -> Change {
+    let traffic = Traffic { algorithm, ..Traffic::default() };
+    Change::Traffic(ServiceTraffic { service: key("a/api"), traffic, ports: Vec::new(), subsets: Vec::new() })
 }
 
 #[test]
@@ -48,6 +55,26 @@ fn at_random_load_does_not_count() {
     assert!(picked["api-1"].abs_diff(7500) < 300, "{picked:?}");
     let picked = counts(numbers().take(10_000).map(|entropy| pick_by(&mesh, By::LessBusy, entropy, loaded)));
     assert!(!picked.contains_key("api-1"), "{picked:?}");
+}
+
+#[test]
+fn a_key_leads_to_one_endpoint_once_the_traffic_asks_for_it() {
+    for (algorithm, by) in [
+        (Algorithm::Ring(Vec::new()), By::Ring as fn(u64) -> By),
+        (Algorithm::Maglev(Vec::new()), By::Maglev as fn(u64) -> By),
+    ] {
+        let plain = weighted(&[1; 10], "");
+        let mesh = plain.apply(vec![traffic(algorithm)]);
+        let spread = |mesh: &Snapshot, k: u64| counts(numbers().take(50).map(|e| pick_by(mesh, by(k), e, alike))).len();
+        assert!((0..50).all(|k| spread(&mesh, k) == 1));
+        assert!(spread(&plain, 1) > 1, "nothing was prepared");
+        let all = counts((0..1000).map(|k| pick_by(&mesh, by(k), 0, alike)));
+        assert!(all.len() == 10 && all.values().all(|n| (40..200).contains(n)), "{all:?}");
+        // The endpoints of the next version, and those without the policy.
+        let next = mesh.apply(changes("pod a/api-99 10.0.9.9 hbone serves=a/api"));
+        assert_eq!(spread(&next, 1), 1);
+        assert!(spread(&next.apply(vec![Change::RemoveTraffic(key("a/api"))]), 1) > 1);
+    }
 }
 
 #[test]
