@@ -21,7 +21,7 @@ pub(crate) struct Decision {
     pub(crate) goal: Goal,
 }
 
-pub(crate) static ALL: [Decision; 2] = [
+pub(crate) static ALL: [Decision; 3] = [
     Decision {
         name: "judge",
         what: "policy check, 10,000 policies",
@@ -32,6 +32,12 @@ pub(crate) static ALL: [Decision; 2] = [
         name: "pick",
         what: "endpoint pick, 10,000 endpoints",
         example: "pick",
+        goal: Goal::new(Metric::Nanoseconds, 2000.0),
+    },
+    Decision {
+        name: "route",
+        what: "rule of a request, 10,000 routes",
+        example: "route",
         goal: Goal::new(Metric::Nanoseconds, 2000.0),
     },
 ];
