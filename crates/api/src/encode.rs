@@ -8,6 +8,7 @@ use loam_core::egress::Egress;
 use loam_core::ids::TrustDomain;
 use loam_core::policy::{Action, Match, Policy, Scope as PolicyScope, StringMatch};
 use loam_core::service::{Affinity, AppProtocol, BalancingMode, IpFamilies, Port, Scope, Service, Visibility};
+use loam_core::traversal::Traversal;
 use loam_core::workload::{
     GatewayAddr, GatewayDestination, Health, NetworkMode, TunnelProtocol, Workload, WorkloadKind,
 };
@@ -89,6 +90,7 @@ impl From<&Workload> for workload::Workload {
             .into(),
             capacity: (value.capacity != 1).then_some(value.capacity),
             egress: egress(&value.egress),
+            traversal: value.traversal.iter().map(traversal).collect(),
         }
     }
 }
@@ -175,6 +177,14 @@ fn egress(value: &Egress) -> Option<workload::Egress> {
     }
 }
 
+fn traversal(value: &Traversal) -> workload::Traversal {
+    workload::Traversal {
+        waypoint: value.waypoint.to_string(),
+        identities: value.identities.iter().map(ToString::to_string).collect(),
+        ports: value.ports.iter().map(|port| u32::from(*port)).collect(),
+    }
+}
+
 /// Text, or nothing when it is what the wire leaves out.
 fn unless(text: &str, default: &str) -> String {
     if text == default { String::new() } else { text.to_owned() }
@@ -216,7 +226,11 @@ fn gateway(value: &GatewayAddr) -> workload::GatewayAddress {
             hostname: key.hostname.to_string(),
         }),
     };
-    workload::GatewayAddress { destination: Some(destination), hbone_mtls_port: value.hbone_port.into() }
+    workload::GatewayAddress {
+        destination: Some(destination),
+        hbone_mtls_port: value.hbone_port.into(),
+        bypass_when_absent: value.bypass,
+    }
 }
 
 fn balancing(service: &Service) -> workload::LoadBalancing {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use loam_core::ids::{Hostname, NameError, ServiceKey, TrustDomain};
 use loam_core::service::Port;
+use loam_core::traversal::Traversal;
 use loam_core::workload::{GatewayAddr, Locality, ServicePorts};
 
 /// Values known before the first clean-up; from then on a clean-up follows each doubling, so its cost stays a fraction
@@ -22,6 +23,7 @@ pub struct Interner {
     policies: Pool<[Arc<str>]>,
     localities: Pool<Locality>,
     gateways: Pool<GatewayAddr>,
+    traversals: Pool<[Traversal]>,
     trust_domains: HashMap<Box<str>, TrustDomain>,
 }
 
@@ -97,6 +99,10 @@ impl Interner {
 
     pub(crate) fn gateway(&mut self, gateway: GatewayAddr) -> Arc<GatewayAddr> {
         self.gateways.share(Whole(gateway))
+    }
+
+    pub(crate) fn traversal(&mut self, rules: Vec<Traversal>) -> Arc<[Traversal]> {
+        self.traversals.share(rules)
     }
 
     pub(crate) fn trust_domain(&mut self, text: &str) -> Result<TrustDomain, NameError> {

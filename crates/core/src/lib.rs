@@ -19,6 +19,7 @@ pub mod policy;
 pub mod reason;
 pub mod service;
 pub mod snapshot;
+pub mod traversal;
 pub mod workload;
 
 #[cfg(test)]

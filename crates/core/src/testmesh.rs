@@ -1,8 +1,8 @@
 //! A small mesh written as text, for tests.
 //!
 //! ```text
-//! pod shop/web-1 10.0.0.1,fd00::1 hbone node=n1 serves=shop/web:80>8080 policies=shop/p waypoint=shop/wp
-//! svc shop/web 10.1.0.1 ports=80>8080 mode=failover:region,zone waypoint=shop/wp
+//! pod shop/web-1 10.0.0.1,fd00::1 hbone node=n1 serves=shop/web:80>8080 policies=shop/p waypoint=shop/wp by=shop/wp:8080
+//! svc shop/web 10.1.0.1 ports=80>8080 mode=failover:region,zone waypoint=shop/wp!bypass
 //! ```
 
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use crate::service::{
     Affinity, Balancing, BalancingMode, IpFamilies, Port, Scope, Service, ServiceAddr, Visibility, WeightedWaypoint,
 };
 use crate::snapshot::{Change, Snapshot};
+use crate::traversal::Traversal;
 use crate::workload::{
     GatewayAddr, GatewayDestination, Health, Locality, NetworkMode, ServicePorts, TunnelProtocol, Workload,
 };
@@ -52,11 +53,12 @@ fn line(text: &str) -> Change {
 }
 
 fn gateway(text: &str) -> Arc<GatewayAddr> {
+    let (text, bypass) = text.strip_suffix("!bypass").map_or((text, false), |text| (text, true));
     let destination = match text.parse() {
         Ok(ip) => GatewayDestination::Address(NetworkAddr { network: "".into(), ip }),
         Err(_) => GatewayDestination::Service(key(text)),
     };
-    Arc::new(GatewayAddr { destination, hbone_port: 15008 })
+    Arc::new(GatewayAddr { destination, hbone_port: 15008, bypass })
 }
 
 fn ports(text: &str) -> Vec<Port> {
@@ -69,6 +71,17 @@ fn ports(text: &str) -> Vec<Port> {
         }
     };
     text.split(',').map(port).collect()
+}
+
+/// `shop/wp:80+81`: the waypoint `shop/wp`, whose account has its name, and the ports behind it.
+fn traversal(text: &str) -> Traversal {
+    let (waypoint, ports) = text.split_once(':').unwrap_or((text, ""));
+    let (namespace, account) = waypoint.split_once('/').unwrap();
+    Traversal {
+        waypoint: waypoint.into(),
+        identities: [Identity::new(TrustDomain::default(), namespace, account).unwrap()].into(),
+        ports: ports.split('+').filter(|port| !port.is_empty()).map(|port| port.parse().unwrap()).collect(),
+    }
 }
 
 fn pod<'a>(name: &str, words: impl Iterator<Item = &'a str>) -> Workload {
@@ -91,6 +104,7 @@ fn pod<'a>(name: &str, words: impl Iterator<Item = &'a str>) -> Workload {
             ("region", value) => locality.region = value.into(),
             ("zone", value) => locality.zone = value.into(),
             ("waypoint", value) => w.waypoint = Some(gateway(value)),
+            ("by", value) => w.traversal = value.split(',').map(traversal).collect(),
             ("policies", value) => w.policies = value.split(',').map(Arc::from).collect(),
             ("serves", value) => {
                 let served = |text: &str| {

@@ -8,6 +8,7 @@ use crate::addr::NetworkAddr;
 use crate::egress::Egress;
 use crate::ids::{Hostname, Identity, ServiceKey, WorkloadUid};
 use crate::service::Port;
+use crate::traversal::Traversal;
 
 /// One workload of the mesh (`istio.workload.Workload`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +57,8 @@ pub struct Workload {
     pub network_gateway: Option<Arc<GatewayAddr>>,
     /// What it may do with destinations that nobody declared.
     pub egress: Egress,
+    /// The waypoints by which alone ports of it are reached.
+    pub traversal: Arc<[Traversal]>,
 }
 
 /// A service that a workload serves, and where: the target port of each service port.
@@ -94,6 +97,7 @@ impl Workload {
             waypoint: None,
             network_gateway: None,
             egress: Egress::default(),
+            traversal: Arc::default(),
         }
     }
 
@@ -177,6 +181,8 @@ pub struct GatewayAddr {
     pub destination: GatewayDestination,
     /// Its HBONE port.
     pub hbone_port: u16,
+    /// Whether connections go past it while it is not there, which somebody asked for; else they are refused.
+    pub bypass: bool,
 }
 
 /// How a gateway is named.

@@ -177,6 +177,7 @@ fn what_is_odd_but_can_be_meant_is_taken() {
                 ..Default::default()
             })),
             hbone_mtls_port: 15008,
+            bypass_when_absent: false,
         }),
         ..pod(BAD, 5)
     };

@@ -26,6 +26,7 @@ fn full_workload() -> wire::Workload {
                 hostname: "wp.shop.svc".into(),
             })),
             hbone_mtls_port: 15008,
+            bypass_when_absent: true,
         }),
         node: "n1".into(),
         canonical_name: "web".into(),
@@ -43,6 +44,7 @@ fn full_workload() -> wire::Workload {
                 length: None,
             })),
             hbone_mtls_port: 15008,
+            bypass_when_absent: false,
         }),
         hostname: "web.example".into(),
         services: [
@@ -55,6 +57,11 @@ fn full_workload() -> wire::Workload {
         network_mode: 1,
         capacity: Some(7),
         egress: Some(wire::Egress { mode: 1, origin: "Sidecar shop/default".into() }),
+        traversal: vec![wire::Traversal {
+            waypoint: "shop/wp".into(),
+            identities: vec!["spiffe://td.example/ns/shop/sa/wp".into()],
+            ports: vec![8080, 9090],
+        }],
     }
 }
 
@@ -175,6 +182,8 @@ fn a_bad_workload_is_refused_with_its_name_and_field() {
     });
     bad_workload("waypoint.destination: is missing", |w| w.waypoint.as_mut().unwrap().destination = None);
     bad_workload("waypoint.hbone_mtls_port: 0", |w| w.waypoint.as_mut().unwrap().hbone_mtls_port = 0);
+    bad_workload("traversal[0].identities[1]: ", |w| w.traversal[0].identities.push("wp".into()));
+    bad_workload("traversal[0].ports[1]: 65536 is not a port", |w| w.traversal[0].ports[1] = 65536);
     let nameless = Workload::try_from(wire::Workload { uid: String::new(), ..full_workload() }).unwrap_err();
     assert_eq!(nameless.field, "uid");
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use loam_core::addr::NetworkAddr;
 use loam_core::egress::Egress;
 use loam_core::ids::{Identity, TrustDomain, WorkloadUid};
+use loam_core::traversal::Traversal;
 use loam_core::workload::{
     GatewayAddr, GatewayDestination, Health, Locality, NetworkMode, ServicePorts, TunnelProtocol, Workload,
     WorkloadKind,
@@ -92,6 +93,7 @@ pub(super) fn read(interner: &mut Interner, message: wire::Workload) -> Result<W
         waypoint: gateway(interner, "waypoint", message.waypoint)?,
         network_gateway: gateway(interner, "network_gateway", message.network_gateway)?,
         egress: egress(interner, message.egress)?,
+        traversal: traversal(interner, &message.traversal)?,
     })
 }
 
@@ -105,6 +107,23 @@ fn egress(interner: &mut Interner, message: Option<wire::Egress>) -> Result<Egre
             Ok(Egress::RegistryOnly { origin })
         }
     }
+}
+
+/// The waypoints by which ports are reached. One that cannot be read is an error: without it anybody could go past it.
+fn traversal(interner: &mut Interner, messages: &[wire::Traversal]) -> Result<Arc<[Traversal]>, FieldError> {
+    let mut rules = Vec::with_capacity(messages.len());
+    for (i, message) in messages.iter().enumerate() {
+        let field = |name: &str| format!("traversal[{i}].{name}");
+        let identity =
+            |(n, text): (usize, &String)| text.parse::<Identity>().map_err(named(&field(&format!("identities[{n}]"))));
+        let ports = message.ports.iter().enumerate().map(|(n, number)| port(&field(&format!("ports[{n}]")), *number));
+        rules.push(Traversal {
+            waypoint: text(interner, &field("waypoint"), &message.waypoint)?,
+            identities: message.identities.iter().enumerate().map(identity).collect::<Result<_, _>>()?,
+            ports: ports.collect::<Result<_, _>>()?,
+        });
+    }
+    Ok(interner.traversal(rules))
 }
 
 fn or<'a>(text: &'a str, default: &'a str) -> &'a str {
@@ -164,5 +183,5 @@ pub(super) fn gateway(
         None => return Err(FieldError::new(format!("{field}.destination"), "is missing or of an unknown kind")),
     };
     let hbone_port = port(&format!("{field}.hbone_mtls_port"), message.hbone_mtls_port)?;
-    Ok(Some(interner.gateway(GatewayAddr { destination, hbone_port })))
+    Ok(Some(interner.gateway(GatewayAddr { destination, hbone_port, bypass: message.bypass_when_absent })))
 }

@@ -260,6 +260,9 @@ pub struct Workload {
     /// Loam's own; a proxy that does not know it allows any destination.
     #[prost(message, optional, tag = "1000")]
     pub egress: ::core::option::Option<Egress>,
+    /// Loam's own; a proxy that does not know it lets callers go past the waypoints.
+    #[prost(message, repeated, tag = "1001")]
+    pub traversal: ::prost::alloc::vec::Vec<Traversal>,
 }
 /// What a workload may do with destinations that nobody declared.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -298,6 +301,19 @@ pub mod egress {
             }
         }
     }
+}
+/// A waypoint by which alone ports of a workload are reached.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Traversal {
+    /// `namespace/name`, for people.
+    #[prost(string, tag = "1")]
+    pub waypoint: ::prost::alloc::string::String,
+    /// Its SPIFFE identities.
+    #[prost(string, repeated, tag = "2")]
+    pub identities: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Of the workload; empty: all.
+    #[prost(uint32, repeated, tag = "3")]
+    pub ports: ::prost::alloc::vec::Vec<u32>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ApplicationTunnel {
@@ -381,6 +397,9 @@ pub struct NamespacedHostname {
 pub struct GatewayAddress {
     #[prost(uint32, tag = "3")]
     pub hbone_mtls_port: u32,
+    /// Loam's own; a proxy that does not know it refuses: connections go past it while it is not there.
+    #[prost(bool, tag = "1000")]
+    pub bypass_when_absent: bool,
     #[prost(oneof = "gateway_address::Destination", tags = "1, 2")]
     pub destination: ::core::option::Option<gateway_address::Destination>,
 }
