@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use loam_core::addr::{DownstreamAddr, OrigDst};
 use loam_core::authority::Authority;
 use loam_core::authz::{self, Verdict};
+use loam_core::outbound::Absent;
 use loam_core::reason::Reason;
 use loam_core::service::Service;
 use loam_hbone::{Meter, Outcome};
@@ -67,6 +68,8 @@ pub struct Facts {
     pub destination: Peer,
     /// The service that was dialled.
     pub service: Option<Arc<Service>>,
+    /// The waypoint that should be on the way and is not there: it goes past it, or is refused.
+    pub absent_waypoint: Option<Box<Absent>>,
     /// How often it was dialled, each time to another endpoint; 0 when it was not.
     pub tries: usize,
     /// What the policies said; `None` where they are not asked.
@@ -150,6 +153,7 @@ impl AccessLog {
                 source: Peer::default(),
                 destination: Peer::default(),
                 service: None,
+                absent_waypoint: None,
                 tries: 0,
                 verdict: None,
                 dry_run: None,
@@ -192,6 +196,7 @@ impl Record {
         let traffic = shared.metrics.traffic(&labels);
         traffic.opened();
         facts.count_verdict(&shared.metrics);
+        facts.count_absence(&shared.metrics, None);
         if tracing::enabled!(target: ACCESS, Level::DEBUG) {
             Line::write(&shared.sink, shared.format, Level::DEBUG, ACCESS, &"connection opened", |line| {
                 facts.write(line);
@@ -209,6 +214,7 @@ impl Record {
         let labels = facts.labels();
         shared.metrics.traffic(&labels).opened();
         facts.count_verdict(&shared.metrics);
+        facts.count_absence(&shared.metrics, Some(reason));
         let failed = shared.metrics.traffic(&labels.ended(reason));
         failed.closed();
         failed.failed();
@@ -432,6 +438,14 @@ impl Facts {
         }
     }
 
+    /// Counts a waypoint that was not there for a connection, which was carried past it or ended for `reason`.
+    fn count_absence(&self, metrics: &Metrics, reason: Option<Reason>) {
+        if let Some(absent) = &self.absent_waypoint {
+            let outcome = if reason == Some(absent.why) { "refused" } else { "bypassed" };
+            metrics.waypoint_absent(&absent.waypoint, absent.why, outcome);
+        }
+    }
+
     /// The fields of Istio's access log, in its order. What is not known is left out.
     fn write(&self, line: &mut Line<'_>) {
         line.shown("src.addr", self.downstream);
@@ -444,6 +458,10 @@ impl Facts {
             line.text("dst.service", service.key.hostname.as_str());
         }
         self.destination.write(&DESTINATION, line);
+        if let Some(absent) = &self.absent_waypoint {
+            line.shown("waypoint", &absent.waypoint);
+            line.text("waypoint.absent", absent.why.as_str());
+        }
         line.text("direction", self.direction.as_str());
     }
 

@@ -5,7 +5,7 @@ mod policy;
 use std::sync::Arc;
 
 use http::StatusCode;
-use loam_core::dump::Dump;
+use loam_core::dump::{Dump, waypoints};
 use loam_core::snapshot::Snapshot;
 use loam_rt::admin::{Callers, Request, Response, Routes, Server};
 use loam_rt::metrics::Registry;
@@ -65,6 +65,7 @@ fn routes(sources: &Sources) -> Routes {
     let endpoints = Arc::clone(&sources.endpoints);
     let asker = sources.asker.clone();
     let (denials, judged) = (sources.connections.clone(), sources.clone());
+    let snapshot = Arc::clone(&sources.snapshot);
     Routes::default()
         .dump("/config_dump", "the mesh as known here, certificates and settings", move |_| config_dump(&all))
         .dump("/debug/connections", "connections that live; ?limit=100", move |request| listing(&connections, &request))
@@ -72,6 +73,9 @@ fn routes(sources: &Sources) -> Routes {
             policy::denials(&denials, &request)
         })
         .dump("/debug/authz", policy::USAGE, move |request| policy::what_if(&judged, &request))
+        .dump("/debug/waypoints", "waypoints that are named, and whether they are there", move |_| {
+            Response::json(&waypoints(&snapshot()))
+        })
         .dump("/debug/pods", "pods served here", move |_| Response::json(&pods()))
         .dump("/debug/tunnels", "tunnels to other nodes", move |_| Response::json(&tunnels()))
         .dump("/debug/endpoints", "endpoints that fail", move |_| Response::json(&endpoints()))
@@ -307,6 +311,7 @@ mod tests {
             "/debug/authz",
             "/debug/pods",
             "/debug/tunnels",
+            "/debug/waypoints",
         ] {
             assert!(body.contains(path), "{path} is missing in {body}");
         }

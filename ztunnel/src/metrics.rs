@@ -7,7 +7,7 @@ use loam_core::headers::baggage::Baggage;
 use loam_core::ids::Identity;
 use loam_core::reason::Reason;
 use loam_core::service::Service;
-use loam_core::workload::Workload;
+use loam_core::workload::{GatewayAddr, Workload};
 use loam_rt::metrics::{Column, Counter, EncodeLabelSet, Family, Gauge, IDLE_TTL, LabelSet, Registry, Series, value};
 use prometheus_client::encoding::LabelSetEncoder;
 use prometheus_client::metrics::family::Family as Fixed;
@@ -269,7 +269,8 @@ impl EncodeLabelSet for EndLabels {
     }
 }
 
-/// Most series about denials and about policies on trial: there are many policies, and few of them deny.
+/// Most series about denials, about policies on trial and about absent waypoints: of the many there are, few deny or are
+/// absent.
 const MAX_POLICY_SERIES: usize = 1000;
 
 /// Why a connection was denied.
@@ -312,6 +313,28 @@ impl LabelSet for VerdictLabels {
     }
 }
 
+/// A waypoint that was not there for a connection.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct AbsenceLabels {
+    waypoint: Arc<str>,
+    reason: &'static str,
+    outcome: &'static str,
+}
+
+impl EncodeLabelSet for AbsenceLabels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        value(encoder, "waypoint", &self.waypoint)?;
+        value(encoder, "reason", self.reason)?;
+        value(encoder, "outcome", self.outcome)
+    }
+}
+
+impl LabelSet for AbsenceLabels {
+    fn other() -> Self {
+        Self { waypoint: "other".into(), reason: "other", outcome: "other" }
+    }
+}
+
 type ByName = Fixed<[(&'static str, &'static str); 1], Counter>;
 
 /// Everything this process counts. Clones share it.
@@ -321,6 +344,7 @@ pub struct Metrics {
     verdicts: Family<VerdictLabels, 1>,
     denials: Family<DenialLabels, 1>,
     dry_run: Family<VerdictLabels, 1>,
+    absences: Family<AbsenceLabels, 1>,
     ends: Fixed<EndLabels, Counter>,
     sockets_open: Fixed<[(&'static str, &'static str); 1], Gauge>,
     xds_messages: ByName,
@@ -363,7 +387,12 @@ impl Metrics {
     pub fn new(registry: &Registry) -> Self {
         let denials = Column { name: "loam_policy_denials", help: "Connections refused or cut by policy." };
         let dry_run = Column { name: "loam_policy_dry_run", help: "Decisions if policies on trial were in force." };
+        let absences = Column {
+            name: "loam_waypoint_absent",
+            help: "Connections whose waypoint was not there, by what became of them.",
+        };
         let metrics = Self {
+            absences: Family::with_limits([absences], IDLE_TTL, MAX_POLICY_SERIES),
             denials: Family::with_limits([denials], IDLE_TTL, MAX_POLICY_SERIES),
             dry_run: Family::with_limits([dry_run], IDLE_TTL, MAX_POLICY_SERIES),
             traffic: Family::new(TRAFFIC),
@@ -380,6 +409,7 @@ impl Metrics {
         registry.family(&metrics.verdicts);
         registry.family(&metrics.denials);
         registry.family(&metrics.dry_run);
+        registry.family(&metrics.absences);
         registry.register("loam_connection_ends", "Connections by how they ended", metrics.ends.clone());
         registry.register("istio_tcp_sockets_open", "Connections that live", metrics.sockets_open.clone());
         registry.register("istio_xds_message", "Messages of the control plane", metrics.xds_messages.clone());
@@ -427,6 +457,12 @@ impl Metrics {
     pub fn dry_run(&self, verdict: &'static str, policy: Option<&Arc<str>>) {
         let policy = policy.map_or_else(Arc::default, Arc::clone);
         self.dry_run.series(&VerdictLabels { verdict, policy }).add(0, 1);
+    }
+
+    /// A waypoint was not there for a connection, which was refused or went past it.
+    pub fn waypoint_absent(&self, waypoint: &GatewayAddr, reason: Reason, outcome: &'static str) {
+        let labels = AbsenceLabels { waypoint: waypoint.to_string().into(), reason: reason.as_str(), outcome };
+        self.absences.series(&labels).add(0, 1);
     }
 
     /// The control plane sent a message of a type.

@@ -294,6 +294,7 @@ fn describe(record: &mut Record, destination: &Destination) {
     let facts = record.facts();
     facts.destination = Peer { workload: destination.workload.clone(), ..Peer::default() };
     facts.service = destination.service.clone();
+    facts.absent_waypoint = destination.absent.clone().map(Box::new);
 }
 
 /// Whom the tunnel proves to be at the other end, where only one may be there.

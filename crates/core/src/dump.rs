@@ -1,15 +1,20 @@
 //! A snapshot as text for people and tools: the fields that dashboards read from a ztunnel's `/config_dump`.
 
+mod waypoints;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::Serialize;
+
+pub use waypoints::{WaypointView, waypoints};
 
 use crate::balance;
 use crate::egress::Egress;
 use crate::policy::{Action, Policy, Scope};
 use crate::service::{BalancingMode, Service};
 use crate::snapshot::{Members, Snapshot};
+use crate::traversal::Traversal;
 use crate::workload::{GatewayAddr, GatewayDestination, Health, Locality, NetworkMode, TunnelProtocol, Workload};
 
 /// What the mesh looks like to a proxy, sorted by name.
@@ -69,6 +74,9 @@ pub struct WorkloadView<'a> {
     /// Who restricts it to destinations of the registry, if somebody does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registry_only: Option<&'a str>,
+    /// The waypoints by which alone ports of it are reached.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub traversal: Vec<TraversalView<'a>>,
 }
 
 impl<'a> WorkloadView<'a> {
@@ -113,7 +121,25 @@ impl<'a> WorkloadView<'a> {
                 Egress::AllowAny => None,
                 Egress::RegistryOnly { origin } => Some(origin),
             },
+            traversal: workload.traversal.iter().map(TraversalView::of).collect(),
         }
+    }
+}
+
+/// A waypoint by which alone ports are reached.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the fields are those of the rule")]
+pub struct TraversalView<'a> {
+    pub waypoint: &'a str,
+    pub identities: Vec<String>,
+    /// Empty: all.
+    pub ports: &'a [u16],
+}
+
+impl<'a> TraversalView<'a> {
+    fn of(rule: &'a Traversal) -> Self {
+        let identities = rule.identities.iter().map(ToString::to_string).collect();
+        Self { waypoint: &rule.waypoint, identities, ports: &rule.ports }
     }
 }
 
@@ -150,6 +176,9 @@ pub struct GatewayView {
     /// `network/address` or `namespace/hostname`.
     pub destination: String,
     pub hbone_mtls_port: u16,
+    /// Whether connections go past it while it is not there.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub bypass_when_absent: bool,
 }
 
 impl GatewayView {
@@ -158,7 +187,7 @@ impl GatewayView {
             GatewayDestination::Address(addr) => addr.to_string(),
             GatewayDestination::Service(key) => key.to_string(),
         };
-        Self { destination, hbone_mtls_port: gateway.hbone_port }
+        Self { destination, hbone_mtls_port: gateway.hbone_port, bypass_when_absent: gateway.bypass }
     }
 }
 

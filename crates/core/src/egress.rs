@@ -50,7 +50,7 @@ pub fn through(source: &Workload, dst: OrigDst, service: &Arc<Service>) -> Resul
                 service.key,
                 source.name
             ),
-            Destination { workload: None, service: Some(Arc::clone(service)) },
+            Destination { service: Some(Arc::clone(service)), ..Destination::default() },
         )),
         Egress::RegistryOnly { .. } | Egress::AllowAny => Ok(()),
     }

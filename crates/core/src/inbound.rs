@@ -87,7 +87,7 @@ fn refuse_own_ports(plan: Plan) -> Result<Plan, Refusal> {
 }
 
 fn refuse(reason: Reason, detail: String, service: Option<Arc<Service>>) -> Refusal {
-    Refusal { reason, detail, destination: Destination { workload: None, service } }
+    Refusal { reason, detail, destination: Destination { service, ..Destination::default() } }
 }
 
 /// The first service of `local` with an endpoint on `port`.

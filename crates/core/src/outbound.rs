@@ -11,12 +11,14 @@ use crate::ids::{Hostname, Identity, WorkloadUid};
 use crate::reason::Reason;
 use crate::service::{BalancingMode, Service};
 use crate::snapshot::Snapshot;
-use crate::workload::{GatewayAddr, GatewayDestination, TunnelProtocol, Workload};
+use crate::workload::{TunnelProtocol, Workload};
 
 mod names;
+mod waypoint;
 
 pub use names::Resolved;
 use names::Spot;
+pub use waypoint::Absent;
 
 /// A connection that wants to go out.
 #[derive(Debug, Clone, Copy)]
@@ -116,6 +118,8 @@ pub struct Destination {
     pub workload: Option<Arc<Workload>>,
     /// The service that the application dialled.
     pub service: Option<Arc<Service>>,
+    /// The waypoint that should be on the way and is not there: why it is refused, or what it goes past.
+    pub absent: Option<Absent>,
 }
 
 /// The decision not to carry a connection.
@@ -198,15 +202,25 @@ fn has_waypoint(service: &Service) -> bool {
 }
 
 fn to_service(snapshot: &Snapshot, query: &Query<'_>, service: &Arc<Service>) -> Result<Plan, Unplanned> {
-    let destination = Destination { workload: None, service: Some(service.clone()) };
-    let refuse = |reason, detail| Refusal { reason, detail, destination: destination.clone() };
-    let (source, port) = (query.source, query.original_dst.port());
-
-    if let Some(gateway) = waypoint_of(service, query.entropy)
-        && !is_at(snapshot, source, gateway)
-    {
-        return Ok(to_waypoint(snapshot, query, gateway, destination)?);
+    let mut destination = Destination { service: Some(service.clone()), ..Destination::default() };
+    if has_waypoint(service) && !waypoint::is_of(snapshot, query.source, service) {
+        let gateways = waypoint::of_service(service, query.entropy);
+        if let Some(plan) = waypoint::through(snapshot, query, gateways, &mut destination)? {
+            return Ok(plan);
+        }
     }
+    past_waypoints(snapshot, query, service, destination)
+}
+
+/// To an endpoint of `service`, or where the connection was going if no endpoints are picked for it.
+fn past_waypoints(
+    snapshot: &Snapshot,
+    query: &Query<'_>,
+    service: &Arc<Service>,
+    destination: Destination,
+) -> Result<Plan, Unplanned> {
+    let (source, port) = (query.source, query.original_dst.port());
+    let refuse = |reason, detail| Refusal { reason, detail, destination: destination.clone() };
     if service.balancing.mode == BalancingMode::Passthrough {
         egress::through(source, query.original_dst, service)?;
         return Ok(direct(query, destination));
@@ -237,6 +251,9 @@ fn to_service(snapshot: &Snapshot, query: &Query<'_>, service: &Arc<Service>) ->
         }
     })?;
     let (endpoint, picked) = found;
+    if endpoint.uid == source.uid && is_own_port(picked.endpoint.port()) {
+        return Err(Refusal { destination, ..own_listener(picked.endpoint) }.into());
+    }
     if endpoint.known_as().is_some() && endpoint.protocol == TunnelProtocol::None {
         return Ok(names::to_resolved(snapshot, query, endpoint, picked, destination)?);
     }
@@ -251,11 +268,13 @@ fn to_workload(
     workload: &Arc<Workload>,
     service: Option<&Arc<Service>>,
 ) -> Result<Plan, Refusal> {
-    let destination = Destination { workload: Some(workload.clone()), service: service.cloned() };
-    if let Some(gateway) = &workload.waypoint
-        && !is_at(snapshot, query.source, gateway)
+    let mut destination =
+        Destination { workload: Some(workload.clone()), service: service.cloned(), ..Destination::default() };
+    let gateways = workload.waypoint.iter();
+    if gateways.clone().all(|gateway| !waypoint::is_at(snapshot, query.source, gateway))
+        && let Some(plan) = waypoint::through(snapshot, query, gateways, &mut destination)?
     {
-        return to_waypoint(snapshot, query, gateway, destination);
+        return Ok(plan);
     }
     Ok(to_endpoint(query.source, workload, query.original_dst.get(), &[], None, destination))
 }
@@ -286,86 +305,6 @@ fn to_endpoint(
 
 fn expected(workload: &Workload, other_names: &[Identity]) -> Vec<Identity> {
     std::iter::once(&workload.identity).chain(other_names).cloned().collect()
-}
-
-/// To a waypoint, which is asked for what the application dialled. It must be there: going round it would go round
-/// its policies.
-fn to_waypoint(
-    snapshot: &Snapshot,
-    query: &Query<'_>,
-    gateway: &GatewayAddr,
-    destination: Destination,
-) -> Result<Plan, Refusal> {
-    let refuse = |reason, detail| Refusal { reason, detail, destination: destination.clone() };
-    let unavailable = |why: &str| refuse(Reason::WaypointUnavailable, format!("waypoint {gateway} {why}"));
-    let source = query.source;
-
-    let (waypoint, next_hop, names, picked) = match gateway_service(snapshot, source, gateway) {
-        Some(service) => {
-            // The HBONE port of a waypoint's service may be left undeclared; then it is the endpoint's.
-            let declared = service.port(gateway.hbone_port).map(|_| gateway.hbone_port);
-            let at = |waypoint: &Workload| {
-                let ip = balance::address(service.ip_families, waypoint, query.original_dst.ip())?;
-                let port = declared.and_then(|port| balance::target_port(service, waypoint, port));
-                Some(Spot::At(SocketAddr::new(ip, port.unwrap_or(gateway.hbone_port))))
-            };
-            let (waypoint, picked) = pick(snapshot, query, service, declared, at).map_err(|none| match none {
-                NotPicked::None(NoEndpoint::Unusable) | NotPicked::Unresolved(_) => {
-                    unavailable("has no usable endpoint")
-                }
-                NotPicked::None(NoEndpoint::OtherNetwork) => {
-                    refuse(Reason::NetworkUnreachable, format!("waypoint {gateway} is in another network"))
-                }
-            })?;
-            (waypoint, picked.endpoint, &service.subject_alt_names[..], Some(picked))
-        }
-        None => {
-            let GatewayDestination::Address(addr) = &gateway.destination else {
-                return Err(unavailable("is not known"));
-            };
-            let waypoint = snapshot.workload_at(addr).ok_or_else(|| unavailable("is not known"))?;
-            if waypoint.network != source.network {
-                return Err(refuse(Reason::NetworkUnreachable, format!("waypoint {gateway} is in another network")));
-            }
-            (waypoint, SocketAddr::new(addr.ip, gateway.hbone_port), &[][..], None)
-        }
-    };
-    Ok(Plan::Tunnel {
-        next_hop: NextHop::new(next_hop),
-        authority: Authority::from(query.original_dst.get()),
-        expect: expected(waypoint, names),
-        peer: waypoint.uid.clone(),
-        picked,
-        destination: Destination { workload: Some(waypoint.clone()), ..destination },
-    })
-}
-
-/// The service that a gateway address stands for, if it does not stand for a workload.
-fn gateway_service<'a>(snapshot: &'a Snapshot, source: &Workload, gateway: &GatewayAddr) -> Option<&'a Arc<Service>> {
-    match &gateway.destination {
-        GatewayDestination::Service(key) => snapshot.service(key),
-        GatewayDestination::Address(addr) => snapshot.service_at(addr, source.namespace()),
-    }
-}
-
-/// Whether `source` is itself an endpoint of the gateway.
-fn is_at(snapshot: &Snapshot, source: &Workload, gateway: &GatewayAddr) -> bool {
-    match gateway_service(snapshot, source, gateway) {
-        Some(service) => source.ports_of(&service.key).is_some(),
-        None => match &gateway.destination {
-            GatewayDestination::Address(addr) => source.network == addr.network && source.owns(addr.ip),
-            GatewayDestination::Service(key) => source.ports_of(key).is_some(),
-        },
-    }
-}
-
-fn waypoint_of(service: &Service, entropy: u64) -> Option<&Arc<GatewayAddr>> {
-    let weighted = &service.weighted_waypoints;
-    match balance::draw_weighted(weighted.iter().map(|w| w.weight), entropy) {
-        Some(i) => Some(&weighted[i].gateway),
-        // Waypoints whose weights are all 0 still stand in front of the service.
-        None => service.waypoint.as_ref().or_else(|| weighted.first().map(|w| &w.gateway)),
-    }
 }
 
 /// Why no endpoint was picked.

@@ -11,8 +11,12 @@ pub enum Reason {
     NameUnresolved,
     /// The service exists but not this port of it.
     PortUnknown,
-    /// The waypoint that must be traversed is not known or has no endpoint.
-    WaypointUnavailable,
+    /// The waypoint that must be traversed is not known.
+    WaypointMissing,
+    /// The waypoint that must be traversed has no endpoint that may be used.
+    WaypointNotReady,
+    /// The port is reached by way of a waypoint alone, and this went past it.
+    WaypointRequired,
     /// The caller may reach only what is in the registry, and this is not.
     NotRegistered,
     /// The connection would come back to us.
@@ -55,12 +59,14 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for documentation and tests.
-    pub const ALL: [Reason; 24] = [
+    pub const ALL: [Reason; 26] = [
         Reason::WorkloadUnknown,
         Reason::NoHealthyUpstream,
         Reason::NameUnresolved,
         Reason::PortUnknown,
-        Reason::WaypointUnavailable,
+        Reason::WaypointMissing,
+        Reason::WaypointNotReady,
+        Reason::WaypointRequired,
         Reason::NotRegistered,
         Reason::Loop,
         Reason::NetworkUnreachable,
@@ -89,7 +95,9 @@ impl Reason {
             Reason::NoHealthyUpstream => "no_healthy_upstream",
             Reason::NameUnresolved => "name_unresolved",
             Reason::PortUnknown => "port_unknown",
-            Reason::WaypointUnavailable => "waypoint_unavailable",
+            Reason::WaypointMissing => "waypoint_missing",
+            Reason::WaypointNotReady => "waypoint_not_ready",
+            Reason::WaypointRequired => "waypoint_required",
             Reason::NotRegistered => "not_registered",
             Reason::Loop => "loop",
             Reason::NetworkUnreachable => "network_unreachable",
@@ -119,7 +127,9 @@ impl Reason {
             Reason::NoHealthyUpstream => "the service has no endpoint that may be used",
             Reason::NameUnresolved => "the endpoints are known by name only, and no server told an address",
             Reason::PortUnknown => "the service does not have this port",
-            Reason::WaypointUnavailable => "the waypoint that must be passed is not known or has no endpoint",
+            Reason::WaypointMissing => "the waypoint that must be passed is not there",
+            Reason::WaypointNotReady => "the waypoint that must be passed has no endpoint that is ready",
+            Reason::WaypointRequired => "the port takes connections from its waypoint alone, and this one went past it",
             Reason::NotRegistered => "the caller may reach only what is declared, and this is not",
             Reason::Loop => "the connection would come back to the proxy",
             Reason::NetworkUnreachable => "the destination is in another network",
@@ -153,8 +163,12 @@ impl Reason {
             }
             Reason::NameUnresolved => "ask the pod's own name server for the name; the log has what it answered",
             Reason::PortUnknown => "compare the port with those of the Service or ServiceEntry",
-            Reason::WaypointUnavailable => {
-                "see that the Gateway that the label istio.io/use-waypoint names is there and programmed"
+            Reason::WaypointMissing => {
+                "see that the Gateway that the label istio.io/use-waypoint names is there; /debug/waypoints lists what is named"
+            }
+            Reason::WaypointNotReady => "see that the pods of the waypoint that the log names are ready",
+            Reason::WaypointRequired => {
+                "call the service instead of the pod, from within the mesh; the log of the pod's node names the waypoint"
             }
             Reason::NotRegistered => "declare it with a ServiceEntry, or set the outbound traffic policy to ALLOW_ANY",
             Reason::Loop => "call the program's own port, not one of 15001, 15006 and 15008",
@@ -189,7 +203,7 @@ impl Reason {
     /// The value of Istio's metric label `response_flags`.
     pub fn response_flags(self) -> &'static str {
         match self {
-            Reason::Denied | Reason::PolicyPending | Reason::NotRegistered => "DENY",
+            Reason::Denied | Reason::PolicyPending | Reason::NotRegistered | Reason::WaypointRequired => "DENY",
             Reason::TlsFailure => "TLS_FAILURE",
             Reason::TunnelFailure => "H2_HANDSHAKE_FAILURE",
             Reason::CertificateUnavailable => "IDENTITY_ERROR",
@@ -197,7 +211,8 @@ impl Reason {
             | Reason::NoHealthyUpstream
             | Reason::NameUnresolved
             | Reason::PortUnknown
-            | Reason::WaypointUnavailable
+            | Reason::WaypointMissing
+            | Reason::WaypointNotReady
             | Reason::Loop
             | Reason::NetworkUnreachable
             | Reason::AuthorityMismatch

@@ -138,17 +138,20 @@ pub(crate) fn refused(reason: Reason) -> http::Response<()> {
     response
 }
 
-/// HBONE knows three refusals: 400 for a request that makes no sense here, 401 for policy, 503 for the rest.
+/// HBONE knows three refusals: 400 for a request that makes no sense here, 401 for policy, 503 for the rest. A fourth
+/// one, which others take like any other, says that this is not the way (RFC 9110 15.5.20): a waypoint is.
 fn status_of(reason: Reason) -> StatusCode {
     match reason {
         Reason::MalformedRequest | Reason::AuthorityMismatch => StatusCode::BAD_REQUEST,
         Reason::Denied | Reason::PolicyPending => StatusCode::UNAUTHORIZED,
+        Reason::WaypointRequired => StatusCode::MISDIRECTED_REQUEST,
         Reason::WorkloadUnknown
         | Reason::NotRegistered
         | Reason::NoHealthyUpstream
         | Reason::NameUnresolved
         | Reason::PortUnknown
-        | Reason::WaypointUnavailable
+        | Reason::WaypointMissing
+        | Reason::WaypointNotReady
         | Reason::Loop
         | Reason::NetworkUnreachable
         | Reason::CertificateUnavailable
@@ -200,6 +203,19 @@ mod tests {
         headers.insert(BAGGAGE, HeaderValue::from_str(&"a".repeat(MAX_HEADER_BYTES + 1)).unwrap());
         headers.insert(FORWARDED, HeaderValue::from_bytes(b"for=\xff").unwrap());
         assert_eq!(ConnectHeaders::read(&headers), ConnectHeaders::default());
+    }
+
+    #[test]
+    fn a_refusal_tells_policy_from_a_wrong_way_and_both_from_trouble() {
+        for (reason, status) in [
+            (Reason::AuthorityMismatch, 400),
+            (Reason::Denied, 401),
+            (Reason::PolicyPending, 401),
+            (Reason::WaypointRequired, 421),
+            (Reason::ConnectRefused, 503),
+        ] {
+            assert_eq!(refused(reason).status(), status, "{}", reason.as_str());
+        }
     }
 
     #[test]

@@ -120,6 +120,8 @@ pub struct ConnectionView {
     pub hbone_addr: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub absent_waypoint: Option<String>,
     pub bytes_sent: u64,
     pub bytes_received: u64,
     pub age_ms: u64,
@@ -157,6 +159,7 @@ impl ConnectionView {
             dst: PeerView::of(facts.addr, &facts.destination),
             hbone_addr: facts.authority.as_ref().map(ToString::to_string),
             service: facts.service.as_ref().map(|service| service.key.hostname.to_string()),
+            absent_waypoint: facts.absent_waypoint.as_ref().map(|absent| absent.waypoint.to_string()),
             bytes_sent: bytes.to_upstream,
             bytes_received: bytes.to_downstream,
             age_ms: u64::try_from(living.began.elapsed().as_millis()).unwrap_or(u64::MAX),

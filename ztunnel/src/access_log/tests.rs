@@ -3,7 +3,7 @@ use std::sync::Mutex;
 
 use loam_core::headers::baggage::Baggage;
 use loam_core::ids::{Identity, WorkloadUid};
-use loam_core::workload::Workload;
+use loam_core::workload::{GatewayAddr, GatewayDestination, Workload};
 use loam_hbone::{End as Ending, Side};
 use loam_rt::drain::{self, Trigger};
 use loam_rt::metrics::Exposition;
@@ -151,6 +151,34 @@ fn a_refused_connection_is_opened_closed_and_failed_once() {
     assert_eq!(bench.sum("istio_tcp_connections_closed_total", ""), 1);
     assert_eq!(bench.sum("istio_tcp_sockets_open", "source"), 0);
     assert_eq!(bench.sum("loam_connection_ends_total", "reason=\"connect_timeout\""), 1);
+}
+
+#[test]
+fn a_waypoint_that_is_not_there_is_told_of_whether_it_is_passed_or_not() {
+    let bench = Bench::new("");
+    let destination = GatewayDestination::Service("shop/wp.shop.svc".parse().unwrap());
+    let waypoint = Arc::new(GatewayAddr { destination, hbone_port: 15008, bypass: true });
+    let begin = |why| {
+        let mut record = bench.begin(Direction::Outbound);
+        record.facts().absent_waypoint = Some(Box::new(Absent { waypoint: waypoint.clone(), why }));
+        record
+    };
+    let carried = begin(Reason::WaypointNotReady).open();
+    let listed = serde_json::to_value(bench.log.connections(1)).unwrap();
+    assert_eq!(listed["connections"][0]["absentWaypoint"], "shop/wp.shop.svc:15008");
+    carried.finish(outcome(Ending::Finished));
+    begin(Reason::WaypointNotReady).refuse(Reason::ConnectRefused, "dial 10.0.2.6:8080: refused");
+    begin(Reason::WaypointMissing).refuse(Reason::WaypointMissing, "waypoint shop/wp.shop.svc:15008 is not known");
+    let lines = bench.lines();
+    let told =
+        "dst.cluster=\"Kubernetes\" waypoint=shop/wp.shop.svc:15008 waypoint.absent=\"waypoint_not_ready\" direction=";
+    assert!(lines[0].contains(told), "{lines:?}");
+    assert!(lines[2].contains("waypoint.absent=\"waypoint_missing\""), "{lines:?}");
+    let counted = |labels: &str| bench.sum("loam_waypoint_absent_total", labels);
+    let of = "waypoint=\"shop/wp.shop.svc:15008\",reason=";
+    assert_eq!(counted(&format!("{of}\"waypoint_not_ready\",outcome=\"bypassed\"")), 2);
+    assert_eq!(counted(&format!("{of}\"waypoint_missing\",outcome=\"refused\"")), 1);
+    assert_eq!(counted(""), 3);
 }
 
 #[test]

@@ -11,6 +11,7 @@ const SHOP: &str = "
     pod shop/wp-1       10.0.0.5          hbone  serves=shop/wp
     pod shop/node-1     192.168.0.1       hostnet serves=shop/node
     pod far/db-1        10.0.0.9          hbone  network=far serves=shop/far
+    pod far/wp-1        10.0.0.10         hbone  network=far serves=far/wp
     svc shop/api        10.1.0.1,fd01::1  ports=80>8080,81>0,82>15008
     svc shop/old        10.1.0.2          ports=80>8080
     svc shop/guarded    10.1.0.3          ports=80>8080  waypoint=shop/wp
@@ -22,6 +23,8 @@ const SHOP: &str = "
     svc shop/outside    10.1.0.9          ports=443>443  mode=passthrough
     svc shop/range      10.2.0.0/16       ports=443>443  mode=passthrough
     svc shop/head       ports=80>8080
+    svc far/wp          10.1.0.10         ports=15008>15008
+    svc shop/abroad     10.1.0.11         ports=80>8080  waypoint=far/wp
 ";
 
 /// `caller` opens a connection; the plan in one line.
@@ -100,6 +103,7 @@ fn a_service_without_a_way_is_refused_by_name() {
     check(SHOP, "shop/web-1", "10.1.0.1:81", "refused no_healthy_upstream");
     check(SHOP, "shop/web-1", "10.1.0.6:80", "refused no_healthy_upstream");
     check(SHOP, "shop/web-1", "10.1.0.8:80", "refused network_unreachable");
+    check(SHOP, "shop/web-1", "10.1.0.11:80", "refused network_unreachable");
     let unhealthy = "
         pod a/web-1 10.0.0.1 hbone
         pod a/api-1 10.0.0.2 hbone unhealthy serves=a/api,a/all
@@ -120,16 +124,62 @@ fn a_waypoint_is_asked_for_what_the_application_dialled() {
 
 #[test]
 fn a_waypoint_that_is_not_there_is_never_gone_around() {
-    check(SHOP, "shop/web-1", "10.1.0.5:80", "refused waypoint_unavailable");
+    check(SHOP, "shop/web-1", "10.1.0.5:80", "refused waypoint_missing");
     let gone = mesh(SHOP).apply(changes("-pod shop/wp-1"));
-    assert_eq!(planned(&gone, "shop/web-1", "10.1.0.3:80", 0), "refused waypoint_unavailable");
-    assert_eq!(planned(&gone, "shop/web-1", "10.0.0.4:8080", 0), "refused waypoint_unavailable");
+    assert_eq!(planned(&gone, "shop/web-1", "10.1.0.3:80", 0), "refused waypoint_not_ready");
+    assert_eq!(planned(&gone, "shop/web-1", "10.0.0.4:8080", 0), "refused waypoint_not_ready");
     let sick = mesh(SHOP).apply(changes("pod shop/wp-1 10.0.0.5 hbone serves=shop/wp unhealthy"));
-    assert_eq!(planned(&sick, "shop/web-1", "10.1.0.3:80", 0), "refused waypoint_unavailable");
+    assert_eq!(planned(&sick, "shop/web-1", "10.1.0.3:80", 0), "refused waypoint_not_ready");
+    // Its endpoints may be known before it is.
+    let unnamed = mesh(SHOP).apply(changes("-svc shop/wp"));
+    assert_eq!(planned(&unnamed, "shop/web-1", "10.1.0.3:80", 0), "refused waypoint_missing");
     let by_address = "
         pod a/web-1 10.0.0.1 hbone
-        svc a/api 10.1.0.1 ports=80>80 waypoint=10.0.0.77";
-    check(by_address, "a/web-1", "10.1.0.1:80", "refused waypoint_unavailable");
+        pod a/ill-1 10.0.0.2 hbone unhealthy
+        svc a/api 10.1.0.1 ports=80>80 waypoint=10.0.0.77
+        svc a/two 10.1.0.2 ports=80>80 waypoint=10.0.0.2";
+    check(by_address, "a/web-1", "10.1.0.1:80", "refused waypoint_missing");
+    check(by_address, "a/web-1", "10.1.0.2:80", "refused waypoint_not_ready");
+}
+
+/// A caller, a waypoint with two endpoints, and a service whose owner wants it passed rather than refused.
+const BYPASS: &str = "
+    pod a/web-1 10.0.0.1 hbone
+    pod a/api-1 10.0.0.2 hbone serves=a/api waypoint=a/wp!bypass
+    pod a/api-2 10.0.0.3 hbone serves=a/api
+    pod a/wp-1  10.0.0.4 hbone serves=a/wp
+    svc a/api   10.1.0.1 ports=80>8080 waypoint=a/wp!bypass
+    svc a/wp    10.1.0.3 ports=15008>15008";
+
+#[test]
+fn who_asks_for_it_is_passed_while_the_waypoint_is_absent_and_the_plan_says_so() {
+    let absent = |mesh: &Snapshot, to: &str| {
+        let source = mesh.workload(&uid("a/web-1")).unwrap();
+        let plan = plan(mesh, &Query::new(source, OrigDst::new(to.parse().unwrap()), 0)).unwrap();
+        plan.destination().absent.as_ref().map(|absent| format!("{} {}", absent.waypoint, absent.why.as_str()))
+    };
+    let there = mesh(BYPASS);
+    for to in ["10.1.0.1:80", "10.0.0.2:8080"] {
+        let by_waypoint = format!("tunnel 10.0.0.4:15008 for {to} as wp");
+        assert_eq!(planned(&there, "a/web-1", to, 0), by_waypoint);
+        assert_eq!(absent(&there, to), None);
+        let not_ready = there.apply(changes("-pod a/wp-1"));
+        assert_eq!(planned(&not_ready, "a/web-1", to, 0), "tunnel 10.0.0.2:15008 for 10.0.0.2:8080 as api");
+        assert_eq!(absent(&not_ready, to).as_deref(), Some("a/wp.a.svc:15008 waypoint_not_ready"));
+        let missing = not_ready.apply(changes("-svc a/wp"));
+        assert_eq!(absent(&missing, to).as_deref(), Some("a/wp.a.svc:15008 waypoint_missing"));
+        let back = missing.apply(changes("pod a/wp-1 10.0.0.4 hbone serves=a/wp\nsvc a/wp 10.1.0.3 ports=15008>15008"));
+        assert_eq!(planned(&back, "a/web-1", to, 0), by_waypoint);
+    }
+}
+
+#[test]
+fn a_waypoint_that_is_there_and_does_not_answer_is_not_passed() {
+    assert_eq!(given(BYPASS, "a/web-1", "10.1.0.1:80", false), ["tunnel 10.0.0.4:15008", "waypoint_not_ready"]);
+    // Where it is absent, each endpoint is tried as ever.
+    let absent = BYPASS.replace("pod a/wp-1  10.0.0.4 hbone serves=a/wp", "");
+    let both = ["tunnel 10.0.0.2:8080", "tunnel 10.0.0.3:8080", "no_healthy_upstream"];
+    assert_eq!(given(&absent, "a/web-1", "10.1.0.1:80", false), both);
 }
 
 #[test]
@@ -156,6 +206,61 @@ fn a_waypoint_itself_does_not_go_through_itself() {
 }
 
 #[test]
+fn a_service_behind_a_waypoint_may_lead_its_caller_to_itself() {
+    let text = "
+        pod a/web-1 10.0.0.1 hbone serves=a/web
+        pod a/wp-1  10.0.0.5 hbone serves=a/wp
+        svc a/wp    10.1.0.4 ports=15008>15008
+        svc a/web   10.1.0.1 ports=80>8080 waypoint=a/wp";
+    check(text, "a/web-1", "10.1.0.1:80", "tunnel 10.0.0.5:15008 for 10.1.0.1:80 as wp");
+    check(text, "a/web-1", "10.0.0.1:8080", "direct 10.0.0.1:8080");
+    check(text, "a/wp-1", "10.1.0.1:80", "tunnel 10.0.0.1:15008 for 10.0.0.1:8080 as web");
+    // Its own service leads a waypoint to its own tunnel port.
+    check(text, "a/wp-1", "10.1.0.4:15008", "refused loop");
+    check(SHOP, "shop/api-1", "10.1.0.1:82", "refused loop");
+}
+
+#[test]
+fn addresses_of_pods_pass_beside_the_waypoint_of_their_services() {
+    let text = "
+        pod a/web-1 10.0.0.1 hbone
+        pod a/api-1 10.0.0.2 hbone serves=a/api,a/head
+        pod a/wp-1  10.0.0.5 hbone serves=a/wp
+        svc a/wp    10.1.0.4 ports=15008>15008
+        svc a/api   10.1.0.1 ports=80>8080 waypoint=a/wp
+        svc a/head  ports=80>8080 waypoint=a/wp";
+    check(text, "a/web-1", "10.0.0.2:8080", "tunnel 10.0.0.2:15008 for 10.0.0.2:8080 as api");
+    let all = text.replace("serves=a/api,a/head", "serves=a/api,a/head waypoint=a/wp");
+    check(&all, "a/web-1", "10.0.0.2:8080", "tunnel 10.0.0.5:15008 for 10.0.0.2:8080 as wp");
+    check(&all, "a/web-1", "10.1.0.1:80", "tunnel 10.0.0.5:15008 for 10.1.0.1:80 as wp");
+}
+
+#[test]
+fn a_waypoint_is_asked_for_an_address_within_the_range_that_stands_behind_it() {
+    let text = "
+        pod a/web-1 10.0.0.1 hbone
+        pod a/wp-1  10.0.0.5 serves=a/wp
+        svc a/wp    10.1.0.4 ports=15008>15008
+        svc a/out   10.2.0.0/16,fd02::/64 ports=443>443 mode=passthrough waypoint=a/wp";
+    check(text, "a/web-1", "10.2.3.4:443", "tunnel 10.0.0.5:15008 for 10.2.3.4:443 as wp");
+    check(text, "a/web-1", "[fd02::7]:443", "tunnel 10.0.0.5:15008 for [fd02::7]:443 as wp");
+}
+
+#[test]
+fn a_waypoint_is_balanced_as_its_service_asks_and_proves_what_its_service_allows() {
+    let text = "
+        pod a/web-1 10.0.0.1 hbone zone=east
+        pod a/wp-1  10.0.0.4 zone=west serves=a/wp
+        pod a/wp-2  10.0.0.5 zone=east serves=a/wp:15008>16008
+        svc a/wp    10.1.0.4 ports=15008>15008 mode=failover:zone san=spiffe://cluster.local/ns/a/sa/other
+        svc a/api   10.1.0.1 ports=80>8080 waypoint=a/wp";
+    for entropy in (0..64).map(|i| i << 58) {
+        let at_wp_2 = "tunnel 10.0.0.5:16008 for 10.1.0.1:80 as wp|other";
+        assert_eq!(planned(&mesh(text), "a/web-1", "10.1.0.1:80", entropy), at_wp_2);
+    }
+}
+
+#[test]
 fn several_waypoints_share_by_weight() {
     let mesh = mesh(
         "
@@ -171,6 +276,33 @@ fn several_waypoints_share_by_weight() {
     let seconds = (1..4000u64).filter(|i| second(i.wrapping_mul(0x2545_F491_4F6C_DD1D))).count();
     assert!(seconds.abs_diff(1000) < 100, "{seconds}");
     assert!(planned(&mesh, "a/web-1", "10.1.0.4:80", 0).starts_with("tunnel 10.0.0.2:15008"));
+    // Whatever its share, a waypoint does not go through another one.
+    for account in ["one", "two"] {
+        for entropy in (0..64).map(|i| i << 58) {
+            let as_waypoint = planned(&mesh, &format!("a/{account}-1"), "10.1.0.1:80", entropy);
+            assert_eq!(as_waypoint, "refused no_healthy_upstream");
+        }
+    }
+}
+
+#[test]
+fn of_several_waypoints_one_that_is_there_takes_the_share_of_one_that_is_not() {
+    let mesh = mesh(
+        "
+        pod a/web-1 10.0.0.1 hbone
+        pod a/one-1 10.0.0.2 hbone serves=a/one
+        pod a/nil-1 10.0.0.3 hbone serves=a/nil
+        svc a/one   10.1.0.2 ports=15008>15008
+        svc a/two   10.1.0.3 ports=15008>15008
+        svc a/nil   10.1.0.4 ports=15008>15008
+        svc a/api   10.1.0.1 ports=80>80 waypoints=a/one:50,a/two:50
+        svc a/off   10.1.0.5 ports=80>80 waypoints=a/two:100,a/nil:0",
+    );
+    for entropy in (0..64).map(|i| i << 58) {
+        assert_eq!(planned(&mesh, "a/web-1", "10.1.0.1:80", entropy), "tunnel 10.0.0.2:15008 for 10.1.0.1:80 as one");
+        // One without a share is not meant to get any.
+        assert_eq!(planned(&mesh, "a/web-1", "10.1.0.5:80", entropy), "refused waypoint_not_ready");
+    }
 }
 
 #[test]
@@ -320,8 +452,11 @@ fn each_endpoint_of_a_service_is_tried_once() {
         svc a/wp    10.1.0.3 ports=15008>15008";
     let both = ["direct 10.0.0.3:8080", "tunnel 10.0.0.2:8080", "no_healthy_upstream"];
     assert_eq!(given(text, "a/web-1", "10.1.0.1:80", false), both);
-    let waypoints = ["tunnel 10.0.0.4:15008", "tunnel 10.0.0.5:15008", "waypoint_unavailable"];
+    let waypoints = ["tunnel 10.0.0.4:15008", "tunnel 10.0.0.5:15008", "waypoint_not_ready"];
     assert_eq!(given(text, "a/web-1", "10.1.0.2:80", false), waypoints);
+    // A waypoint is reached in a tunnel, whether or not its pod is captured.
+    let outside = text.replace("10.0.0.5 hbone", "10.0.0.5");
+    assert_eq!(given(&outside, "a/web-1", "10.1.0.2:80", true), waypoints);
     let in_tunnels = ["tunnel 10.0.0.2:8080", "no_healthy_upstream"];
     assert_eq!(given(text, "a/web-1", "10.1.0.1:80", true), in_tunnels, "what was to be protected stays so");
 }
