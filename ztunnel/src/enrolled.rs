@@ -232,9 +232,9 @@ impl Enrolled {
                 self.caller.send_replace(caller.clone());
             }
             // Other policies, and whatever else changes about the pod, alter no verdict.
-            let version = found.as_ref().map(|workload| snapshot.policy_version(workload));
-            if policies != version {
-                policies = version;
+            let rules = found.as_ref().map(|w| (snapshot.policy_version(w), w.traversal.clone()));
+            if policies != rules {
+                policies = rules;
                 self.judgements.send_modify(|n| *n += 1);
             }
             drop(snapshot);

@@ -13,6 +13,7 @@ use loam_core::headers::traceparent::Traceparent;
 use loam_core::ids::{Hostname, Identity};
 use loam_core::outbound::{Destination, Plan, Query, Refusal, Resolved, Unplanned, plan};
 use loam_core::reason::Reason;
+use loam_core::traversal;
 use loam_core::workload::Workload;
 use loam_hbone::{ConnectHeaders, Hooks, OpenError, OpenRequest, Opened, Relay, TunnelKey, relay_plain};
 use loam_tls::HandshakeError;
@@ -184,7 +185,8 @@ impl Connection for Call<'_> {
             Plan::Direct { upstream, .. } => self.direct(*upstream).await.map(Upstream::Plain),
             Plan::Tunnel { next_hop, authority, expect, destination, .. } => {
                 let host = destination.service.as_ref().map(|service| service.key.hostname.clone());
-                self.tunnel(*next_hop, authority.clone(), expect.clone(), host).await.map(Upstream::Tunnel)
+                let opened = self.tunnel(*next_hop, authority.clone(), expect.clone(), host).await;
+                opened.map(Upstream::Tunnel).map_err(|failure| telling_waypoint(failure, authority.port(), destination))
             }
         }
     }
@@ -262,9 +264,22 @@ impl<'a> Call<'a> {
     }
 }
 
+/// The failure with the waypoint that should have been used, as far as it is known here, where that is why.
+fn telling_waypoint(mut failure: Failure, port: u16, destination: &Destination) -> Failure {
+    if let (Reason::WaypointRequired, Some(workload)) = (failure.reason, &destination.workload) {
+        for waypoint in traversal::waypoints(workload, port) {
+            failure.error.push_str(&format!("; port {port} is reached by way of waypoint {waypoint}"));
+        }
+    }
+    failure
+}
+
 fn failure(error: &OpenError) -> Failure {
     Failure {
-        reason: error.reason(),
+        reason: match error {
+            OpenError::Refused { status: StatusCode::MISDIRECTED_REQUEST, .. } => Reason::WaypointRequired,
+            error => error.reason(),
+        },
         fault: fault(error),
         unproven: matches!(error, OpenError::Tls { .. }),
         error: error.to_string(),
@@ -282,7 +297,7 @@ fn fault(error: &OpenError) -> Fault {
             status if status.is_server_error() => Fault::Endpoint,
             // It does not serve what we asked for: its address has passed to another workload.
             StatusCode::BAD_REQUEST => Fault::Way,
-            // A policy there denies it, and going round a denial is not ours to do.
+            // A policy there denies it, and going round a denial is not ours to do; nor is going past a waypoint.
             _ => Fault::Final,
         },
         OpenError::Full { .. } => Fault::Way,

@@ -8,6 +8,7 @@ use crate::ids::Identity;
 use crate::policy::Policy;
 use crate::reason::Reason;
 use crate::snapshot::Snapshot;
+use crate::traversal;
 use crate::workload::Workload;
 
 mod explain;
@@ -38,10 +39,10 @@ pub enum Verdict {
     Allow,
     /// It may not.
     Deny {
-        /// [`Reason::Denied`] or [`Reason::PolicyPending`].
+        /// [`Reason::Denied`], [`Reason::PolicyPending`] or [`Reason::WaypointRequired`].
         reason: Reason,
-        /// The policy that decided or is waited for; `None` when no ALLOW policy matched, or when no policy at all has
-        /// arrived.
+        /// The policy that decided or is waited for; `None` when no ALLOW policy matched, when no policy at all has
+        /// arrived, or when it went past a waypoint.
         policy: Option<Arc<str>>,
     },
 }
@@ -66,6 +67,10 @@ impl Verdict {
         Verdict::Deny { reason: Reason::Denied, policy: policy.cloned() }
     }
 
+    fn past_waypoint() -> Self {
+        Verdict::Deny { reason: Reason::WaypointRequired, policy: None }
+    }
+
     fn pending(policy: Option<&Arc<str>>) -> Self {
         Verdict::Deny { reason: Reason::PolicyPending, policy: policy.cloned() }
     }
@@ -79,6 +84,9 @@ impl fmt::Display for Verdict {
                 write!(f, "policy {policy} applies but has not arrived")
             }
             Verdict::Deny { reason: Reason::PolicyPending, policy: None } => f.write_str("no policy has arrived yet"),
+            Verdict::Deny { reason: Reason::WaypointRequired, .. } => {
+                f.write_str("the port takes connections from its waypoint alone")
+            }
             Verdict::Deny { policy: Some(policy), .. } => write!(f, "denied by policy {policy}"),
             Verdict::Deny { policy: None, .. } => f.write_str("no policy allows it"),
         }
@@ -126,7 +134,16 @@ impl Applying<'_> {
         self.sets().find_map(|set| set.deny.first(connection))
     }
 
-    fn verdict(&self, connection: &Connection<'_>) -> Verdict {
+    /// The verdict about a connection to `destination`, to which they apply.
+    fn verdict(&self, destination: &Workload, connection: &Connection<'_>) -> Verdict {
+        let facts = connection.facts;
+        match traversal::is_past(destination, facts.destination_port, facts.source) {
+            true => Verdict::past_waypoint(),
+            false => self.of_policies(connection),
+        }
+    }
+
+    fn of_policies(&self, connection: &Connection<'_>) -> Verdict {
         if let Some(policy) = self.denying(connection) {
             return Verdict::denied(Some(&policy.key));
         }
@@ -146,7 +163,11 @@ impl Applying<'_> {
         if denying + allowing == 0 {
             return None;
         }
-        let decided = matches!(verdict, Verdict::Deny { reason: Reason::Denied, policy: Some(_) });
+        let decided = matches!(
+            verdict,
+            Verdict::Deny { reason: Reason::Denied, policy: Some(_) }
+                | Verdict::Deny { reason: Reason::WaypointRequired, .. }
+        );
         if decided || verdict.is_pending() {
             return Some(verdict.clone());
         }
@@ -165,16 +186,16 @@ impl Applying<'_> {
     }
 }
 
-/// Judges a connection to `destination`: any DENY that matches refuses; a policy that the workload lists and that has
-/// not arrived refuses; without an ALLOW policy it may pass; else one ALLOW policy must match. Of several policies that
-/// refuse, those of the mesh are named before those of the namespace and these before those that are listed, each by
-/// name.
+/// Judges a connection to `destination`: one that goes past its waypoint is refused; any DENY that matches refuses; a
+/// policy that the workload lists and that has not arrived refuses; without an ALLOW policy it may pass; else one ALLOW
+/// policy must match. Of several policies that refuse, those of the mesh are named before those of the namespace and
+/// these before those that are listed, each by name.
 pub fn judge(snapshot: &Snapshot, destination: &Workload, facts: &Facts<'_>) -> Verdict {
     let applying = snapshot.applying(destination);
-    if applying.is_empty() && applying.missing.is_none() {
+    if applying.is_empty() && applying.missing.is_none() && destination.traversal.is_empty() {
         return Verdict::Allow;
     }
-    applying.verdict(&Connection::new(facts))
+    applying.verdict(destination, &Connection::new(facts))
 }
 
 /// What the verdict would be if the dry-run policies for `destination` were in force; `None` where there is none.
@@ -184,7 +205,7 @@ pub fn dry_run(snapshot: &Snapshot, destination: &Workload, facts: &Facts<'_>) -
         return None;
     }
     let connection = Connection::new(facts);
-    applying.dry_run(&connection, &applying.verdict(&connection))
+    applying.dry_run(&connection, &applying.verdict(destination, &connection))
 }
 
 #[cfg(test)]

@@ -263,7 +263,11 @@ impl Snapshot {
         // Counted before the old version is released, so that a policy which both list is never without a reference.
         self.policies.refer(&workload.policies);
         let old = self.workloads.insert(workload.clone());
-        if old.as_ref().map(|old| &*old.policies).unwrap_or_default() != &*workload.policies {
+        let same = match &old {
+            Some(old) => old.policies == workload.policies && old.traversal == workload.traversal,
+            None => workload.policies.is_empty() && workload.traversal.is_empty(),
+        };
+        if !same {
             self.policies.changed();
         }
         if let Some(old) = old {
@@ -283,7 +287,7 @@ impl Snapshot {
 
     fn remove_workload(&mut self, uid: &WorkloadUid, dirty: &mut Dirty) {
         if let Some(old) = self.workloads.remove(uid) {
-            if !old.policies.is_empty() {
+            if !old.policies.is_empty() || !old.traversal.is_empty() {
                 self.policies.changed();
             }
             self.forget(&old, dirty);

@@ -73,6 +73,9 @@ fn verdict(sources: &Sources, request: &Request) -> Result<Value, String> {
         "dst": dst,
         "destination": destination.uid.as_str(),
     });
+    if !explanation.waypoints.is_empty() {
+        told["waypoints"] = explanation.waypoints.iter().map(|waypoint| &**waypoint).collect::<Vec<_>>().into();
+    }
     if let Some(policy) = &explanation.allowed_by {
         told["policy"] = (&**policy).into();
     }
@@ -104,6 +107,8 @@ mod tests {
     use loam_core::policy::{Action, Clause, Match, Policy, Rule, Scope, StringMatch};
     use loam_core::reason::Reason;
     use loam_core::snapshot::Change;
+    use loam_core::traversal::Traversal;
+    use loam_core::workload::Workload;
     use loam_rt::shutdown::Shutdown;
 
     use super::super::admin;
@@ -153,6 +158,25 @@ mod tests {
         assert_eq!(told["connection"]["destination"], "Kubernetes//Pod/shop/web-1");
         let (_, told) = asked("dst=10.0.1.5:80&source_ip=10.0.9.9").await;
         assert!(told["detail"].as_str().unwrap().contains("a caller without identity"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn who_would_go_past_a_waypoint_is_told_which_it_is() {
+        let sources = sources(Shutdown::default().asker());
+        let snapshot = (sources.snapshot)();
+        let mut workload = Workload::clone(snapshot.workloads().next().unwrap());
+        let rule = Traversal { waypoint: "shop/wp".into(), identities: [].into(), ports: [80].into() };
+        workload.traversal = [rule].into();
+        let snapshot = snapshot.apply(vec![Change::Workload(workload)]);
+        let sources = Sources { snapshot: Arc::new(move || snapshot.clone()), ..sources };
+        let asked = async |port: u16| -> Value {
+            let question = format!("GET /debug/authz?dst=10.0.1.5:{port}&source_ip=10.0.9.9");
+            serde_json::from_str(&ask(admin(&sources), &question).await.1).unwrap()
+        };
+        let told = asked(80).await;
+        assert_eq!((&told["reason"], &told["waypoints"]), (&json!("waypoint_required"), &json!(["shop/wp"])));
+        assert!(told["detail"].as_str().unwrap().ends_with("come by way of waypoint shop/wp"), "{told}");
+        assert_eq!(asked(81).await["verdict"], "allow");
     }
 
     #[tokio::test]

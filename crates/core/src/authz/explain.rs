@@ -6,7 +6,9 @@ use std::sync::Arc;
 use super::fit::Field;
 use super::{Applying, Connection, Facts, Set, Verdict};
 use crate::policy::{Match, Policy, ServiceAccount, StringMatch};
+use crate::reason::Reason;
 use crate::snapshot::Snapshot;
+use crate::traversal;
 use crate::workload::Workload;
 
 /// Most policies named that could have allowed a connection; the rest are counted. A log line stays a line.
@@ -20,6 +22,8 @@ pub const MAX_VALUES: usize = 3;
 pub struct Explanation {
     /// The verdict.
     pub verdict: Verdict,
+    /// The waypoints by which it should have come, where it went past them.
+    pub waypoints: Vec<Arc<str>>,
     /// Why the policy that denies it cannot be read, where that is why it denies.
     pub unreadable: Option<Arc<str>>,
     /// One of the policies that allow it, where such policies apply and one fits.
@@ -50,19 +54,25 @@ pub struct Miss {
 pub fn explain(snapshot: &Snapshot, destination: &Workload, facts: &Facts<'_>) -> Explanation {
     let applying = snapshot.applying(destination);
     let connection = Connection::new(facts);
-    let verdict = applying.verdict(&connection);
+    let verdict = applying.verdict(destination, &connection);
     let dry_run = applying.dry_run(&connection, &verdict);
     let allowing = || applying.sets().map(|set| &set.allow);
     let allowed_by = match &verdict {
         Verdict::Allow => allowing().find_map(|index| index.first(&connection)).map(|policy| policy.key.clone()),
         Verdict::Deny { .. } => None,
     };
-    let unreadable = applying.denying(&connection).and_then(|policy| policy.unreadable.clone());
+    let is_past = matches!(verdict, Verdict::Deny { reason: Reason::WaypointRequired, .. });
+    let waypoints = match is_past {
+        true => traversal::waypoints(destination, facts.destination_port).cloned().collect(),
+        false => Vec::new(),
+    };
+    let denying = (!is_past).then(|| applying.denying(&connection)).flatten();
+    let unreadable = denying.and_then(|policy| policy.unreadable.clone());
     let (missed, more_missed) = match &verdict {
-        Verdict::Deny { policy: None, .. } if !verdict.is_pending() => missed(&applying, &connection),
+        Verdict::Deny { reason: Reason::Denied, policy: None } => missed(&applying, &connection),
         Verdict::Deny { .. } | Verdict::Allow => (Vec::new(), 0),
     };
-    Explanation { verdict, unreadable, allowed_by, missed, more_missed, dry_run }
+    Explanation { verdict, waypoints, unreadable, allowed_by, missed, more_missed, dry_run }
 }
 
 fn missed(applying: &Applying<'_>, connection: &Connection<'_>) -> (Vec<Miss>, usize) {
@@ -177,6 +187,9 @@ impl fmt::Display for Miss {
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.verdict)?;
+        for (i, waypoint) in self.waypoints.iter().enumerate() {
+            write!(f, "{}{waypoint}", if i == 0 { ": come by way of waypoint " } else { " or " })?;
+        }
         if let Some(why) = &self.unreadable {
             write!(f, ", which cannot be read ({why}), so nothing that it may be about passes")?;
         }

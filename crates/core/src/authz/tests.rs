@@ -123,6 +123,8 @@ fn the_revision_moves_exactly_when_a_verdict_may() {
     assert!(moved(changes("pod shop/api-1 10.0.0.2 hbone")));
     assert!(moved(changes("-pod shop/api-1")));
     assert!(moved(changes("pod shop/api-2 10.0.0.3 policies=shop/p")));
+    assert!(moved(changes(&format!("{POD}shop/p by=shop/wp"))));
+    assert!(moved(changes("pod shop/api-2 10.0.0.3 by=shop/wp")));
     assert!(!moved(changes("pod shop/api-2 10.0.0.3")));
     assert!(!moved(changes(&format!("{POD}shop/p unhealthy"))));
     assert!(!moved(changes("svc shop/x 10.1.1.1 ports=80>80")));
@@ -285,6 +287,32 @@ fn what_is_allowed_is_explained_by_the_policy_that_allows_it() {
     ]);
     let explanation = explain(&mesh, mesh.workload(&uid("shop/api-1")).unwrap(), &facts(None));
     assert_eq!(explanation.to_string(), "allowed by policy shop/p");
+}
+
+#[test]
+fn who_goes_past_a_waypoint_is_refused_before_any_policy_and_told_which_it_is() {
+    let allow = policy("shop/p", Scope::Workload, Action::Allow, rule(from_namespace("a")));
+    let deny = policy("shop/q", Scope::Workload, Action::Deny, rule(from_namespace("shop")));
+    let open = mesh(&format!("{POD}shop/p")).apply(vec![allow]);
+    assert_eq!(judge_in(&open, Some("a")), "allow");
+    let guarded = open.apply(changes(&format!("{POD}shop/p by=a/web:80,b/wp:80+81")));
+    // a/web is one of the waypoints, and the policies are still asked.
+    assert_eq!(judge_in(&guarded, Some("a")), "allow");
+    assert_eq!(judge_in(&guarded, Some("b")), "waypoint_required -");
+    assert_eq!(judge_in(&guarded, None), "waypoint_required -");
+    let other_port = open.apply(changes(&format!("{POD}shop/p by=b/wp:81")));
+    assert_eq!(judge_in(&other_port, Some("a")), "allow");
+    assert_eq!(judge_in(&other_port, Some("b")), "denied -");
+    let pending = open.apply(changes(&format!("{POD}shop/nobody by=b/wp")));
+    assert_eq!(judge_in(&pending, Some("a")), "waypoint_required -");
+
+    let workload = guarded.workload(&uid("shop/api-1")).unwrap();
+    let explanation = explain(&guarded.apply(vec![deny]), workload, &facts(None));
+    assert_eq!(
+        explanation.to_string(),
+        "the port takes connections from its waypoint alone: come by way of waypoint a/web or b/wp"
+    );
+    assert!(explanation.missed.is_empty());
 }
 
 #[test]
