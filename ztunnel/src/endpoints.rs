@@ -4,6 +4,7 @@
 //! there are any. When its time is over one connection finds out whether it is back; each further spell is longer.
 
 mod moves;
+mod news;
 mod tries;
 
 use std::collections::{HashMap, HashSet};
@@ -19,7 +20,8 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 pub use moves::follow_moves;
-pub(crate) use tries::{Connection, Failure, Fault, Tries, Unreached, try_endpoints};
+pub(crate) use news::reach;
+pub(crate) use tries::{Connection, Failure, Fault, Tries, Unreached};
 
 /// Tries in a row that may fail before an endpoint is set aside.
 pub const MAX_FAILURES: u32 = 3;

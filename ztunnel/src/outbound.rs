@@ -20,7 +20,7 @@ use loam_tls::HandshakeError;
 use tokio::net::TcpStream;
 
 use crate::access_log::{Late, OpenRecord, Record};
-use crate::endpoints::{Connection, Failure, Fault, Place, Tries, Unreached, try_endpoints};
+use crate::endpoints::{Connection, Failure, Fault, Place, Tries, Unreached, reach as reach_endpoint};
 use crate::enrolled::{Caller, Enrolled};
 use crate::metrics::{Direction, Peer};
 use crate::reach;
@@ -206,7 +206,8 @@ impl<'a> Call<'a> {
     }
 
     async fn reach(mut self) -> Result<(Upstream, Option<Place>), Unreached> {
-        try_endpoints(&self.pod.proxy().endpoints, &mut self).await
+        let proxy = self.pod.proxy();
+        reach_endpoint(&proxy.endpoints, &mut self, proxy.mesh.watch()).await
     }
 
     async fn direct(&self, upstream: NextHop) -> Result<TcpStream, Failure> {

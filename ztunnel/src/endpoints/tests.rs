@@ -10,7 +10,7 @@ use loam_core::snapshot::{Change, Snapshot};
 use loam_core::workload::{ServicePorts, TunnelProtocol, Workload};
 use tokio::time::{advance, sleep};
 
-use super::tries::{MAX_TRIES, TRY_TIMEOUT};
+use super::tries::{MAX_TRIES, TRY_TIMEOUT, try_endpoints};
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
