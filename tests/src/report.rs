@@ -197,6 +197,21 @@ pub struct Signed {
     pub error: Option<String>,
 }
 
+/// A connection that a waypoint was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Passed {
+    /// What the tunnel asked for.
+    pub authority: String,
+    /// Who asked, as its certificate proves.
+    pub peer: String,
+    /// Who it says is behind that.
+    pub forwarded: Option<String>,
+    /// What it says of itself.
+    pub baggage: Option<String>,
+    /// Where the connection was handed on to, if anywhere.
+    pub endpoint: Option<SocketAddr>,
+}
+
 /// What a capture saw in one network namespace.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Captured {

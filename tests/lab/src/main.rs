@@ -26,6 +26,7 @@ mod sign;
 mod signer;
 mod tamper;
 mod transfer;
+mod waypoint;
 mod web;
 
 use std::net::SocketAddr;
@@ -264,6 +265,8 @@ enum Command {
         #[arg(long)]
         data_dir: PathBuf,
     },
+    /// Holds a tunnel port in the place of a waypoint until SIGTERM.
+    Waypoint(waypoint::Arguments),
     /// Asks name servers for the address of a name.
     Ask(ask::Arguments),
     /// Answers every question to a name server with one address.
@@ -364,6 +367,7 @@ async fn asynchronous(command: Command) -> Result<()> {
             report(&sign::run(address, ca_root, token, &identity).await?)
         }
         Command::Tamper { listen, upstream, data_dir } => tamper::run(listen, upstream, &data_dir).await,
+        Command::Waypoint(arguments) => waypoint::run(arguments).await,
         Command::Answer(arguments) => answer::run(arguments).await,
         Command::Capture => report(&capture::run().await?),
         Command::Init { .. }
