@@ -242,7 +242,8 @@ fn client(caller: &Workload) -> u64 {
     }
 }
 
-fn may_be_used(service: &Service, member: &Workload) -> bool {
+/// Whether `member` may be picked: it is healthy or need not be, has a weight, and has an address.
+pub(crate) fn may_be_used(service: &Service, member: &Workload) -> bool {
     let healthy = match member.health {
         Health::Healthy => true,
         Health::Unhealthy => service.balancing.allow_unhealthy,

@@ -13,12 +13,15 @@ use crate::service::{BalancingMode, Service};
 use crate::snapshot::Snapshot;
 use crate::workload::{TunnelProtocol, Workload};
 
+mod behind;
 mod names;
 mod waypoint;
 
+pub use behind::{plan_endpoint, plan_held, plan_workload};
 pub use names::Resolved;
 use names::Spot;
 pub use waypoint::Absent;
+pub(crate) use waypoint::is_at;
 
 /// A connection that wants to go out.
 #[derive(Debug, Clone, Copy)]
@@ -271,7 +274,7 @@ fn to_workload(
     let mut destination =
         Destination { workload: Some(workload.clone()), service: service.cloned(), ..Destination::default() };
     let gateways = workload.waypoint.iter();
-    if gateways.clone().all(|gateway| !waypoint::is_at(snapshot, query.source, gateway))
+    if gateways.clone().all(|gateway| !is_at(snapshot, query.source, gateway))
         && let Some(plan) = waypoint::through(snapshot, query, gateways, &mut destination)?
     {
         return Ok(plan);

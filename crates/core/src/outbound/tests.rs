@@ -31,7 +31,11 @@ const SHOP: &str = "
 fn planned(mesh: &Snapshot, caller: &str, original_dst: &str, entropy: u64) -> String {
     let source = mesh.workload(&uid(caller)).unwrap();
     let original_dst = OrigDst::new(original_dst.parse().unwrap());
-    match plan(mesh, &Query::new(source, original_dst, entropy)) {
+    told(plan(mesh, &Query::new(source, original_dst, entropy)))
+}
+
+fn told(planned: Result<Plan, Unplanned>) -> String {
+    match planned {
         Ok(Plan::Direct { upstream, .. }) => format!("direct {upstream}"),
         Ok(Plan::Tunnel { next_hop, authority, expect, .. }) => {
             let accounts: Vec<_> = expect.iter().map(Identity::service_account).collect();
@@ -203,6 +207,51 @@ fn a_waypoint_itself_does_not_go_through_itself() {
         svc a/api   10.1.0.1 ports=80>8080 waypoint=10.1.0.4";
     check(text, "a/wp-1", "10.1.0.1:80", "tunnel 10.0.0.6:15008 for 10.0.0.6:8080 as api");
     check(text, "a/wp-1", "10.0.0.6:8080", "tunnel 10.0.0.6:15008 for 10.0.0.6:8080 as api");
+}
+
+const BEHIND: &str = "
+    pod a/wp-1  10.0.0.5 serves=a/wp
+    pod a/api-1 10.0.0.6 hbone serves=a/api
+    pod a/api-2 10.0.0.7 serves=a/api:80>9090
+    pod a/ill-1 10.0.0.8 hbone serves=a/api unhealthy
+    pod a/far-1 10.0.0.9 hbone serves=a/api network=far
+    pod a/job-1 10.0.0.10 hbone waypoint=a/wp
+    svc a/wp    10.1.0.4 ports=15008>15008
+    svc a/api   10.1.0.1 ports=80>8080 waypoint=a/wp san=spiffe://cluster.local/ns/a/sa/other";
+
+#[test]
+fn what_stands_behind_a_waypoint_is_reached_from_there_through_no_waypoint() {
+    let mesh = mesh(
+        &BEHIND.replace("svc a/api   10.1.0.1 ports=80>8080 waypoint=a/wp", "svc a/api ports=80>8080 waypoint=b/wp"),
+    );
+    let source = mesh.workload(&uid("a/wp-1")).unwrap();
+    let api = mesh.service(&"a/api.a.svc".parse().unwrap()).unwrap();
+    let at = |addr: &str| Query::new(source, OrigDst::new(addr.parse().unwrap()), 0);
+    let tried = ["10.0.0.7:9090".parse().unwrap()];
+    let again = Query { tried: &tried, ..at("0.0.0.0:80") };
+    assert_eq!(told(plan_endpoint(&mesh, &again, api)), "tunnel 10.0.0.6:15008 for 10.0.0.6:8080 as api|other");
+    assert_eq!(told(plan_endpoint(&mesh, &at("0.0.0.0:81"), api)), "refused port_unknown");
+    let job = mesh.workload(&uid("a/job-1")).unwrap();
+    let by_workload = plan_workload(&at("10.0.0.10:9000"), job);
+    assert_eq!(by_workload.destination().workload.as_ref(), Some(job));
+    assert_eq!(told(Ok(by_workload)), "tunnel 10.0.0.10:15008 for 10.0.0.10:9000 as job");
+}
+
+#[test]
+fn a_session_holds_an_endpoint_while_that_may_be_picked() {
+    let mesh = mesh(BEHIND);
+    let source = mesh.workload(&uid("a/wp-1")).unwrap();
+    let api = mesh.service(&"a/api.a.svc".parse().unwrap()).unwrap();
+    let held = |pod: &str, port: u16| {
+        let query = Query::new(source, OrigDst::new(([10, 1, 0, 1], port).into()), 0);
+        plan_held(&mesh, &query, api, &uid(pod)).map(|plan| told(Ok(plan)))
+    };
+    assert_eq!(held("a/api-1", 80).as_deref(), Some("tunnel 10.0.0.6:15008 for 10.0.0.6:8080 as api|other"));
+    assert_eq!(held("a/api-2", 80).as_deref(), Some("direct 10.0.0.7:9090"));
+    // Not healthy, in another network, of another service, not there, and without the port.
+    for (pod, port) in [("a/ill-1", 80), ("a/far-1", 80), ("a/job-1", 80), ("a/gone-1", 80), ("a/api-1", 81)] {
+        assert_eq!(held(pod, port), None, "{pod}");
+    }
 }
 
 #[test]

@@ -136,7 +136,7 @@ fn service_of<'a>(snapshot: &'a Snapshot, source: &Workload, gateway: &GatewayAd
 }
 
 /// Whether `source` is itself an endpoint of the gateway.
-pub(super) fn is_at(snapshot: &Snapshot, source: &Workload, gateway: &GatewayAddr) -> bool {
+pub(crate) fn is_at(snapshot: &Snapshot, source: &Workload, gateway: &GatewayAddr) -> bool {
     match service_of(snapshot, source, gateway) {
         Some(service) => source.ports_of(&service.key).is_some(),
         None => match &gateway.destination {
