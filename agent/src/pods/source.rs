@@ -95,7 +95,16 @@ impl Source {
             | Object::Service(_)
             | Object::ServiceEntry(_)
             | Object::EndpointSlice(_)
-            | Object::WorkloadEntry(_) => {}
+            | Object::WorkloadEntry(_)
+            | Object::GatewayClass(_)
+            | Object::Gateway(_)
+            | Object::ReferenceGrant(_)
+            | Object::HttpRoute(_)
+            | Object::GrpcRoute(_)
+            | Object::TlsRoute(_)
+            | Object::TcpRoute(_)
+            | Object::BackendTlsPolicy(_)
+            | Object::BackendTrafficPolicy(_) => {}
         }
     }
 
@@ -119,7 +128,16 @@ impl Source {
                 | Kind::Service
                 | Kind::ServiceEntry
                 | Kind::EndpointSlice
-                | Kind::WorkloadEntry => {}
+                | Kind::WorkloadEntry
+                | Kind::GatewayClass
+                | Kind::Gateway
+                | Kind::ReferenceGrant
+                | Kind::HttpRoute
+                | Kind::GrpcRoute
+                | Kind::TlsRoute
+                | Kind::TcpRoute
+                | Kind::BackendTlsPolicy
+                | Kind::BackendTrafficPolicy => {}
             },
         }
     }

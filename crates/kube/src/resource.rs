@@ -37,6 +37,15 @@ pub(crate) fn plural(kind: Kind) -> &'static str {
         Kind::ServiceEntry => "serviceentries",
         Kind::EndpointSlice => "endpointslices",
         Kind::WorkloadEntry => "workloadentries",
+        Kind::GatewayClass => "gatewayclasses",
+        Kind::Gateway => "gateways",
+        Kind::ReferenceGrant => "referencegrants",
+        Kind::HttpRoute => "httproutes",
+        Kind::GrpcRoute => "grpcroutes",
+        Kind::TlsRoute => "tlsroutes",
+        Kind::TcpRoute => "tcproutes",
+        Kind::BackendTlsPolicy => "backendtlspolicies",
+        Kind::BackendTrafficPolicy => "xbackendtrafficpolicies",
         Kind::Pod => "pods",
     }
 }
@@ -48,7 +57,8 @@ pub(crate) fn group(kind: Kind) -> &'static str {
 
 /// Whether a cluster need not know the kind.
 pub(crate) fn optional(kind: Kind) -> bool {
-    group(kind).ends_with("istio.io")
+    let group = group(kind);
+    group.ends_with("istio.io") || group.starts_with("gateway.networking.")
 }
 
 /// Path of the objects of a kind in one of its versions, of all namespaces.
@@ -78,8 +88,8 @@ mod tests {
         assert_eq!(path(Kind::ServiceEntry, "networking.istio.io/v1"), "/apis/networking.istio.io/v1/serviceentries");
         assert_eq!((group(Kind::Pod), group(Kind::EndpointSlice)), ("", "discovery.k8s.io"));
         let optional: Vec<_> = Kind::ALL.into_iter().filter(|k| optional(*k)).map(plural).collect();
-        let istio = ["peerauthentications", "authorizationpolicies", "sidecars", "serviceentries", "workloadentries"];
-        assert_eq!(optional, istio);
+        let core = ["namespaces", "nodes", "serviceaccounts", "networkpolicies", "services", "endpointslices", "pods"];
+        assert_eq!(optional, Kind::ALL.map(plural).into_iter().filter(|p| !core.contains(p)).collect::<Vec<_>>());
         assert_eq!(escaped("spec.nodeName=a&b"), "spec.nodeName%3Da%26b");
     }
 }

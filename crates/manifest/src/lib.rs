@@ -10,6 +10,7 @@
 
 mod document;
 pub mod enrol;
+pub mod gateway;
 pub mod istio;
 mod located;
 pub mod network_policy;

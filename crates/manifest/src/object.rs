@@ -8,6 +8,10 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use crate::gateway::{
+    BackendTlsPolicySpec, BackendTrafficPolicySpec, GatewayClassSpec, GatewaySpec, GrpcRouteSpec, HttpRouteSpec,
+    ReferenceGrantSpec, TcpRouteSpec, TlsRouteSpec,
+};
 use crate::istio::{
     AuthorizationPolicySpec, Custom, PeerAuthenticationSpec, Place, ServiceEntrySpec, SidecarSpec, WorkloadEntrySpec,
 };
@@ -24,10 +28,19 @@ pub enum Kind {
     AuthorizationPolicy,
     Sidecar,
     NetworkPolicy,
+    GatewayClass,
+    Gateway,
     Service,
     ServiceEntry,
     EndpointSlice,
     WorkloadEntry,
+    ReferenceGrant,
+    HttpRoute,
+    GrpcRoute,
+    TlsRoute,
+    TcpRoute,
+    BackendTlsPolicy,
+    BackendTrafficPolicy,
     Pod,
 }
 
@@ -35,9 +48,16 @@ pub enum Kind {
 const NETWORKING: [&str; 3] = ["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"];
 const SECURITY: [&str; 2] = ["security.istio.io/v1", "security.istio.io/v1beta1"];
 
+/// Versions of the Gateway API in which its kinds have been read alike since they exist.
+const GATEWAY: [&str; 2] = ["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"];
+const GATEWAY_V1: [&str; 1] = ["gateway.networking.k8s.io/v1"];
+const GATEWAY_ALPHA: [&str; 3] =
+    ["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha3", "gateway.networking.k8s.io/v1alpha2"];
+const GATEWAY_TRIAL: [&str; 1] = ["gateway.networking.x-k8s.io/v1alpha1"];
+
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 12] = [
+    pub const ALL: [Kind; 21] = [
         Kind::Namespace,
         Kind::Node,
         Kind::ServiceAccount,
@@ -45,10 +65,19 @@ impl Kind {
         Kind::AuthorizationPolicy,
         Kind::Sidecar,
         Kind::NetworkPolicy,
+        Kind::GatewayClass,
+        Kind::Gateway,
         Kind::Service,
         Kind::ServiceEntry,
         Kind::EndpointSlice,
         Kind::WorkloadEntry,
+        Kind::ReferenceGrant,
+        Kind::HttpRoute,
+        Kind::GrpcRoute,
+        Kind::TlsRoute,
+        Kind::TcpRoute,
+        Kind::BackendTlsPolicy,
+        Kind::BackendTrafficPolicy,
         Kind::Pod,
     ];
 
@@ -66,6 +95,15 @@ impl Kind {
             Kind::ServiceEntry => "ServiceEntry",
             Kind::EndpointSlice => "EndpointSlice",
             Kind::WorkloadEntry => "WorkloadEntry",
+            Kind::GatewayClass => "GatewayClass",
+            Kind::Gateway => "Gateway",
+            Kind::ReferenceGrant => "ReferenceGrant",
+            Kind::HttpRoute => "HTTPRoute",
+            Kind::GrpcRoute => "GRPCRoute",
+            Kind::TlsRoute => "TLSRoute",
+            Kind::TcpRoute => "TCPRoute",
+            Kind::BackendTlsPolicy => "BackendTLSPolicy",
+            Kind::BackendTrafficPolicy => "XBackendTrafficPolicy",
             Kind::Pod => "Pod",
         }
     }
@@ -78,6 +116,10 @@ impl Kind {
             Kind::NetworkPolicy => &["networking.k8s.io/v1"],
             Kind::Sidecar | Kind::ServiceEntry | Kind::WorkloadEntry => &NETWORKING,
             Kind::PeerAuthentication | Kind::AuthorizationPolicy => &SECURITY,
+            Kind::GatewayClass | Kind::Gateway | Kind::ReferenceGrant | Kind::HttpRoute => &GATEWAY,
+            Kind::GrpcRoute => &GATEWAY_V1,
+            Kind::TlsRoute | Kind::TcpRoute | Kind::BackendTlsPolicy => &GATEWAY_ALPHA,
+            Kind::BackendTrafficPolicy => &GATEWAY_TRIAL,
         }
     }
 
@@ -88,7 +130,16 @@ impl Kind {
             | Kind::AuthorizationPolicy
             | Kind::Sidecar
             | Kind::ServiceEntry
-            | Kind::WorkloadEntry => true,
+            | Kind::WorkloadEntry
+            | Kind::GatewayClass
+            | Kind::Gateway
+            | Kind::ReferenceGrant
+            | Kind::HttpRoute
+            | Kind::GrpcRoute
+            | Kind::TlsRoute
+            | Kind::TcpRoute
+            | Kind::BackendTlsPolicy
+            | Kind::BackendTrafficPolicy => true,
             Kind::NetworkPolicy => false,
             Kind::Namespace | Kind::Node | Kind::ServiceAccount | Kind::Service | Kind::EndpointSlice | Kind::Pod => {
                 false
@@ -99,7 +150,7 @@ impl Kind {
     /// Whether its objects live in a namespace.
     pub fn namespaced(self) -> bool {
         match self {
-            Kind::Namespace | Kind::Node => false,
+            Kind::Namespace | Kind::Node | Kind::GatewayClass => false,
             Kind::ServiceAccount
             | Kind::PeerAuthentication
             | Kind::AuthorizationPolicy
@@ -109,6 +160,14 @@ impl Kind {
             | Kind::ServiceEntry
             | Kind::EndpointSlice
             | Kind::WorkloadEntry
+            | Kind::Gateway
+            | Kind::ReferenceGrant
+            | Kind::HttpRoute
+            | Kind::GrpcRoute
+            | Kind::TlsRoute
+            | Kind::TcpRoute
+            | Kind::BackendTlsPolicy
+            | Kind::BackendTrafficPolicy
             | Kind::Pod => true,
         }
     }
@@ -155,6 +214,15 @@ pub enum Object {
     ServiceEntry(Box<Custom<ServiceEntrySpec>>),
     EndpointSlice(Box<EndpointSlice>),
     WorkloadEntry(Box<Custom<WorkloadEntrySpec>>),
+    GatewayClass(Box<Custom<GatewayClassSpec>>),
+    Gateway(Box<Custom<GatewaySpec>>),
+    ReferenceGrant(Box<Custom<ReferenceGrantSpec>>),
+    HttpRoute(Box<Custom<HttpRouteSpec>>),
+    GrpcRoute(Box<Custom<GrpcRouteSpec>>),
+    TlsRoute(Box<Custom<TlsRouteSpec>>),
+    TcpRoute(Box<Custom<TcpRouteSpec>>),
+    BackendTlsPolicy(Box<Custom<BackendTlsPolicySpec>>),
+    BackendTrafficPolicy(Box<Custom<BackendTrafficPolicySpec>>),
     Pod(Box<Pod>),
 }
 
@@ -173,6 +241,15 @@ impl Object {
             Object::ServiceEntry(_) => Kind::ServiceEntry,
             Object::EndpointSlice(_) => Kind::EndpointSlice,
             Object::WorkloadEntry(_) => Kind::WorkloadEntry,
+            Object::GatewayClass(_) => Kind::GatewayClass,
+            Object::Gateway(_) => Kind::Gateway,
+            Object::ReferenceGrant(_) => Kind::ReferenceGrant,
+            Object::HttpRoute(_) => Kind::HttpRoute,
+            Object::GrpcRoute(_) => Kind::GrpcRoute,
+            Object::TlsRoute(_) => Kind::TlsRoute,
+            Object::TcpRoute(_) => Kind::TcpRoute,
+            Object::BackendTlsPolicy(_) => Kind::BackendTlsPolicy,
+            Object::BackendTrafficPolicy(_) => Kind::BackendTrafficPolicy,
             Object::Pod(_) => Kind::Pod,
         }
     }
@@ -191,6 +268,15 @@ impl Object {
             Object::ServiceEntry(o) => &o.metadata,
             Object::EndpointSlice(o) => &o.metadata,
             Object::WorkloadEntry(o) => &o.metadata,
+            Object::GatewayClass(o) => &o.metadata,
+            Object::Gateway(o) => &o.metadata,
+            Object::ReferenceGrant(o) => &o.metadata,
+            Object::HttpRoute(o) => &o.metadata,
+            Object::GrpcRoute(o) => &o.metadata,
+            Object::TlsRoute(o) => &o.metadata,
+            Object::TcpRoute(o) => &o.metadata,
+            Object::BackendTlsPolicy(o) => &o.metadata,
+            Object::BackendTrafficPolicy(o) => &o.metadata,
             Object::Pod(o) => &o.metadata,
         }
     }
@@ -209,6 +295,15 @@ impl Object {
             Object::Sidecar(o) => &mut o.place,
             Object::ServiceEntry(o) => &mut o.place,
             Object::WorkloadEntry(o) => &mut o.place,
+            Object::GatewayClass(o) => &mut o.place,
+            Object::Gateway(o) => &mut o.place,
+            Object::ReferenceGrant(o) => &mut o.place,
+            Object::HttpRoute(o) => &mut o.place,
+            Object::GrpcRoute(o) => &mut o.place,
+            Object::TlsRoute(o) => &mut o.place,
+            Object::TcpRoute(o) => &mut o.place,
+            Object::BackendTlsPolicy(o) => &mut o.place,
+            Object::BackendTrafficPolicy(o) => &mut o.place,
             Object::Namespace(_)
             | Object::Node(_)
             | Object::ServiceAccount(_)
@@ -234,6 +329,15 @@ impl Object {
             Object::ServiceEntry(o) => &mut o.metadata,
             Object::EndpointSlice(o) => &mut o.metadata,
             Object::WorkloadEntry(o) => &mut o.metadata,
+            Object::GatewayClass(o) => &mut o.metadata,
+            Object::Gateway(o) => &mut o.metadata,
+            Object::ReferenceGrant(o) => &mut o.metadata,
+            Object::HttpRoute(o) => &mut o.metadata,
+            Object::GrpcRoute(o) => &mut o.metadata,
+            Object::TlsRoute(o) => &mut o.metadata,
+            Object::TcpRoute(o) => &mut o.metadata,
+            Object::BackendTlsPolicy(o) => &mut o.metadata,
+            Object::BackendTrafficPolicy(o) => &mut o.metadata,
             Object::Pod(o) => &mut o.metadata,
         };
         metadata.namespace = key.kind.namespaced().then(|| key.namespace.to_string());

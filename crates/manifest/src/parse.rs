@@ -298,6 +298,15 @@ fn decode_kind(kind: Kind, format: Format, document: Document<'_>) -> Result<Obj
         Kind::ServiceEntry => Object::ServiceEntry(decode(format, document)?),
         Kind::EndpointSlice => Object::EndpointSlice(decode(format, document)?),
         Kind::WorkloadEntry => Object::WorkloadEntry(decode(format, document)?),
+        Kind::GatewayClass => Object::GatewayClass(decode(format, document)?),
+        Kind::Gateway => Object::Gateway(decode(format, document)?),
+        Kind::ReferenceGrant => Object::ReferenceGrant(decode(format, document)?),
+        Kind::HttpRoute => Object::HttpRoute(decode(format, document)?),
+        Kind::GrpcRoute => Object::GrpcRoute(decode(format, document)?),
+        Kind::TlsRoute => Object::TlsRoute(decode(format, document)?),
+        Kind::TcpRoute => Object::TcpRoute(decode(format, document)?),
+        Kind::BackendTlsPolicy => Object::BackendTlsPolicy(decode(format, document)?),
+        Kind::BackendTrafficPolicy => Object::BackendTrafficPolicy(decode(format, document)?),
         Kind::Pod => Object::Pod(decode(format, document)?),
     })
 }
@@ -320,6 +329,15 @@ fn from_value(kind: Kind, value: serde_json::Value) -> Result<Object, String> {
         Kind::ServiceEntry => serde_json::from_value(value).map(Object::ServiceEntry),
         Kind::EndpointSlice => serde_json::from_value(value).map(Object::EndpointSlice),
         Kind::WorkloadEntry => serde_json::from_value(value).map(Object::WorkloadEntry),
+        Kind::GatewayClass => serde_json::from_value(value).map(Object::GatewayClass),
+        Kind::Gateway => serde_json::from_value(value).map(Object::Gateway),
+        Kind::ReferenceGrant => serde_json::from_value(value).map(Object::ReferenceGrant),
+        Kind::HttpRoute => serde_json::from_value(value).map(Object::HttpRoute),
+        Kind::GrpcRoute => serde_json::from_value(value).map(Object::GrpcRoute),
+        Kind::TlsRoute => serde_json::from_value(value).map(Object::TlsRoute),
+        Kind::TcpRoute => serde_json::from_value(value).map(Object::TcpRoute),
+        Kind::BackendTlsPolicy => serde_json::from_value(value).map(Object::BackendTlsPolicy),
+        Kind::BackendTrafficPolicy => serde_json::from_value(value).map(Object::BackendTrafficPolicy),
         Kind::Pod => serde_json::from_value(value).map(Object::Pod),
     };
     decoded.map_err(|e| without_place(&e))

@@ -28,6 +28,15 @@ pub(crate) fn prune(object: &mut Object) {
         Object::Service(o) => metadata(&mut o.metadata),
         Object::ServiceEntry(o) => metadata(&mut o.metadata),
         Object::WorkloadEntry(o) => metadata(&mut o.metadata),
+        Object::GatewayClass(o) => metadata(&mut o.metadata),
+        Object::Gateway(o) => metadata(&mut o.metadata),
+        Object::ReferenceGrant(o) => metadata(&mut o.metadata),
+        Object::HttpRoute(o) => metadata(&mut o.metadata),
+        Object::GrpcRoute(o) => metadata(&mut o.metadata),
+        Object::TlsRoute(o) => metadata(&mut o.metadata),
+        Object::TcpRoute(o) => metadata(&mut o.metadata),
+        Object::BackendTlsPolicy(o) => metadata(&mut o.metadata),
+        Object::BackendTrafficPolicy(o) => metadata(&mut o.metadata),
         Object::EndpointSlice(o) => metadata(&mut o.metadata),
         Object::Pod(o) => {
             metadata(&mut o.metadata);
