@@ -56,6 +56,8 @@ pub struct Machine {
 
 #[derive(Debug, Default)]
 struct TypeState {
+    /// What is asked for; everything where nothing is named.
+    names: Vec<String>,
     versions: BTreeMap<Box<str>, Version>,
     synced: bool,
 }
@@ -93,6 +95,11 @@ impl Machine {
         Self { node, types: types.into_iter().map(|url| (url, TypeState::default())).collect() }
     }
 
+    /// Wants only `names` of a type, each of which may be the beginning of names, as in `shop/waypoint/*`.
+    pub fn only(&mut self, type_url: &'static str, names: impl IntoIterator<Item = String>) {
+        self.types.entry(type_url).or_default().names = names.into_iter().collect();
+    }
+
     /// The first requests of a connection: one subscription per type, with what is held already.
     pub fn subscribe(&self) -> Vec<DeltaDiscoveryRequest> {
         let mut node = Some(self.node.clone());
@@ -101,6 +108,7 @@ impl Machine {
             .map(|(url, state)| DeltaDiscoveryRequest {
                 node: node.take(),
                 type_url: (*url).to_owned(),
+                resource_names_subscribe: state.names.clone(),
                 initial_resource_versions: state.versions.iter().map(|(n, v)| (n.to_string(), v.to_string())).collect(),
                 ..Default::default()
             })

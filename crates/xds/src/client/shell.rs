@@ -75,6 +75,13 @@ impl<C: Connect, S: Sink> Client<C, S> {
         Self { machine: Machine::new(node, types), connect, sink, state: watch::Sender::default() }
     }
 
+    /// Asks only for `names` of a type, each of which may be the beginning of names, as in `shop/waypoint/*`.
+    #[must_use]
+    pub fn only(mut self, type_url: &'static str, names: impl IntoIterator<Item = String>) -> Self {
+        self.machine.only(type_url, names);
+        self
+    }
+
     /// How the client stands, as it changes.
     pub fn state(&self) -> watch::Receiver<State> {
         self.state.subscribe()

@@ -18,6 +18,9 @@ pub const MAX_NAMES: usize = 100_000;
 /// Types a client may ask for that are not served: more than any version of a proxy knows.
 pub const MAX_FOREIGN_TYPES: usize = 32;
 
+/// Beginnings of names one client may ask for: a waypoint has one.
+const MAX_BEGINNINGS: usize = 16;
+
 /// What a client did that the protocol does not allow; the stream ends with it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
@@ -58,6 +61,8 @@ pub struct Machine {
 struct TypeState {
     wildcard: bool,
     names: BTreeSet<String>,
+    /// Beginnings of names: all that have one are wanted.
+    beginnings: BTreeSet<String>,
     /// Names asked for since the last response.
     asked: BTreeSet<String>,
     /// What the client said it holds, until the first pass over the store is done.
@@ -93,6 +98,13 @@ impl Machine {
             subscribed = true;
             if name == "*" {
                 state.wildcard = true;
+            } else if let Some(beginning) = beginning(&name) {
+                if state.beginnings.len() >= MAX_BEGINNINGS && !state.beginnings.contains(beginning) {
+                    return Err(Violation::TooManyNames(type_url));
+                }
+                state.beginnings.insert(beginning.to_owned());
+                // What was passed over may be wanted.
+                (state.cursor, state.first_pass_done) = (0, false);
             } else if state.names.len() >= MAX_NAMES && !state.names.contains(&name) {
                 return Err(Violation::TooManyNames(type_url));
             } else {
@@ -104,6 +116,8 @@ impl Machine {
             subscribed = true;
             if name == "*" {
                 state.wildcard = false;
+            } else if let Some(beginning) = beginning(&name) {
+                state.beginnings.remove(beginning);
             } else {
                 state.names.remove(&name);
                 state.asked.remove(&name);
@@ -196,8 +210,15 @@ impl Machine {
 
 impl TypeState {
     fn wants(&self, name: &str) -> bool {
-        self.wildcard || self.names.contains(name)
+        self.wildcard
+            || self.names.contains(name)
+            || self.beginnings.iter().any(|beginning| name.starts_with(&**beginning))
     }
+}
+
+/// The beginning that `beginning/*` asks for.
+fn beginning(name: &str) -> Option<&str> {
+    name.strip_suffix('*').filter(|beginning| beginning.ends_with('/'))
 }
 
 fn encode(type_url: &str, resource: crate::store::Resource) -> Resource {
@@ -327,6 +348,26 @@ mod tests {
         store.apply([put("b", "2"), put("nobody", "1")]);
         let next = machine.next(T, &store).unwrap().unwrap();
         assert_eq!(told(&next), (vec!["nobody"], vec![]));
+    }
+
+    #[test]
+    fn a_beginning_asks_for_all_names_that_have_it_and_for_no_others() {
+        let (store, mut machine) = (Store::default(), Machine::default());
+        store.apply([put("shop/w/a", "1"), put("shop/web/a", "1"), put("other/w/a", "1"), put("shop/w/dead", "1")]);
+        store.apply([("shop/w/dead".into(), None)]);
+        machine.receive(subscribe(&["shop/w/*"], &[("shop/w/before-restart", "x")]), |_| true).unwrap();
+        let first = machine.next(T, &store).unwrap().unwrap();
+        assert_eq!(told(&first), (vec!["shop/w/a"], vec!["shop/w/before-restart"]));
+        machine.receive(ack(&first), |_| true).unwrap();
+        store.apply([put("shop/w/b", "1"), put("shop/web/b", "1"), ("shop/w/a".into(), None)]);
+        let second = machine.next(T, &store).unwrap().unwrap();
+        assert_eq!(told(&second), (vec!["shop/w/b"], vec!["shop/w/a"]));
+        let more = DeltaDiscoveryRequest { response_nonce: second.nonce.clone(), ..subscribe(&["shop/web/*"], &[]) };
+        machine.receive(more, |_| true).unwrap();
+        let third = machine.next(T, &store).unwrap().unwrap();
+        let mut names = told(&third).0;
+        names.sort_unstable();
+        assert_eq!(names, vec!["shop/w/b", "shop/web/a", "shop/web/b"]);
     }
 
     #[test]
