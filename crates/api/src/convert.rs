@@ -14,10 +14,13 @@ use loam_core::workload::Workload;
 use prost::Message;
 
 use crate::intern::Interner;
-use crate::{ADDRESS_TYPE, AUTHORIZATION_TYPE, security, workload};
+use crate::{ADDRESS_TYPE, AUTHORIZATION_TYPE, ROUTES_TYPE, TRAFFIC_TYPE, security, waypoint, workload};
 
+mod filters;
 mod policies;
+mod routes;
 mod services;
+mod traffic;
 mod workloads;
 
 pub(crate) use workloads::{DEFAULT_CLUSTER, DEFAULT_SERVICE_ACCOUNT};
@@ -94,6 +97,20 @@ impl Decoder {
                 let own_name = policy.key.to_string();
                 (Change::Policy(policy), own_name)
             }
+            ROUTES_TYPE => {
+                let message = waypoint::ServiceRoutes::decode(body).map_err(broken)?;
+                let gateway = message.gateway.clone();
+                let routes = routes::read(&mut self.interner, message).map_err(|e| e.of(name))?;
+                let own_name = format!("{gateway}/{}", routes.service);
+                (Change::Routes(routes), own_name)
+            }
+            TRAFFIC_TYPE => {
+                let message = waypoint::ServiceTraffic::decode(body).map_err(broken)?;
+                let gateway = message.gateway.clone();
+                let traffic = traffic::read(&mut self.interner, message).map_err(|e| e.of(name))?;
+                let own_name = format!("{gateway}/{}", traffic.service);
+                (Change::Traffic(traffic), own_name)
+            }
             other => return Err(FieldError::new("type_url", format!("{other:?} is not known")).of(name)),
         };
         // A removal names the resource only: under another name it could never be removed.
@@ -128,6 +145,8 @@ impl Decoder {
                 workload.into_iter().chain(service).collect()
             }
             AUTHORIZATION_TYPE => vec![Change::RemovePolicy(name.into())],
+            ROUTES_TYPE => service_of(name).map(Change::RemoveRoutes).into_iter().collect(),
+            TRAFFIC_TYPE => service_of(name).map(Change::RemoveTraffic).into_iter().collect(),
             _ => Vec::new(),
         }
     }
@@ -149,6 +168,11 @@ impl Decoder {
         let name = format!("{}/{}", message.namespace, message.name);
         policies::read(&mut self.interner, message).map_err(|e| e.of(&name))
     }
+}
+
+/// The service that a resource of a waypoint is about: its name begins with the Gateway's.
+fn service_of(name: &str) -> Option<ServiceKey> {
+    name.splitn(3, '/').nth(2)?.parse().ok()
 }
 
 impl TryFrom<workload::Workload> for Workload {

@@ -6,6 +6,8 @@ use bytes::Bytes;
 use ipnet::IpNet;
 use loam_core::egress::Egress;
 use loam_core::ids::TrustDomain;
+use loam_core::http::route::ServiceRoutes;
+use loam_core::http::traffic::ServiceTraffic;
 use loam_core::policy::{Action, Match, Policy, Scope as PolicyScope, StringMatch};
 use loam_core::service::{Affinity, AppProtocol, BalancingMode, IpFamilies, Port, Scope, Service, Visibility};
 use loam_core::traversal::Traversal;
@@ -13,6 +15,10 @@ use loam_core::workload::{
     GatewayAddr, GatewayDestination, Health, NetworkMode, TunnelProtocol, Workload, WorkloadKind,
 };
 use prost::Message;
+
+mod filters;
+mod routes;
+mod traffic;
 
 use crate::convert::{DEFAULT_CLUSTER, DEFAULT_SERVICE_ACCOUNT};
 use crate::{security, workload};
@@ -32,6 +38,18 @@ pub fn service(value: &Service) -> (String, Bytes) {
 /// The resource of a policy: its name and its body, an encoded [`security::Authorization`].
 pub fn policy(value: &Policy) -> (String, Bytes) {
     (value.key.to_string(), security::Authorization::from(value).encode_to_vec().into())
+}
+
+/// The resource of a service's routes for the waypoint `gateway` (`namespace/name`): its name and its body, an encoded
+/// [`crate::waypoint::ServiceRoutes`].
+pub fn routes(gateway: &str, value: &ServiceRoutes) -> (String, Bytes) {
+    (format!("{gateway}/{}", value.service), routes::message(gateway, value).encode_to_vec().into())
+}
+
+/// The resource of how a service is spoken to by the waypoint `gateway`: its name and its body, an encoded
+/// [`crate::waypoint::ServiceTraffic`].
+pub fn traffic(gateway: &str, value: &ServiceTraffic) -> (String, Bytes) {
+    (format!("{gateway}/{}", value.service), traffic::message(gateway, value).encode_to_vec().into())
 }
 
 impl From<&Workload> for workload::Workload {

@@ -30,6 +30,11 @@ mod generated {
             include!("gen/google.rpc.rs");
         }
     }
+    pub mod loam {
+        pub mod http {
+            include!("gen/loam.http.rs");
+        }
+    }
     pub mod istio {
         pub mod security {
             include!("gen/istio.security.rs");
@@ -51,8 +56,13 @@ pub use generated::google::rpc;
 pub use generated::istio::security;
 pub use generated::istio::v1::auth as ca;
 pub use generated::istio::workload;
+pub use generated::loam::http as waypoint;
 
 /// Type URL of workloads and services.
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
+/// Type URL of the routes of services that a waypoint serves.
+pub const ROUTES_TYPE: &str = "type.googleapis.com/loam.http.ServiceRoutes";
+/// Type URL of how services are spoken to that its routes lead to.
+pub const TRAFFIC_TYPE: &str = "type.googleapis.com/loam.http.ServiceTraffic";
 /// Type URL of authorization policies.
 pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";

@@ -8,8 +8,8 @@ use std::{fs, io::Write};
 
 use anyhow::{Context, bail, ensure};
 
-const SOURCES: [&str; 6] =
-    ["workload.proto", "security.proto", "ca.proto", "discovery.proto", "core.proto", "status.proto"];
+const SOURCES: [&str; 7] =
+    ["workload.proto", "security.proto", "ca.proto", "discovery.proto", "core.proto", "status.proto", "http.proto"];
 
 fn main() -> anyhow::Result<ExitCode> {
     let check = match std::env::args().nth(1).as_deref() {
