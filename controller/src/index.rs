@@ -10,7 +10,9 @@ mod egress;
 mod entries;
 mod policies;
 mod residents;
+mod routes;
 mod selectors;
+mod waypoints;
 #[cfg(test)]
 mod tests;
 
@@ -19,9 +21,12 @@ use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
+use loam_core::http::route::RouteKey;
 use loam_core::ids::{Hostname, TrustDomain};
 use loam_core::workload::Locality;
-use loam_manifest::istio::Place;
+use loam_manifest::istio::{Custom, Place};
 use loam_manifest::{Change, Key, Kind, Object, Severity};
 
 pub use compile::{Compiled, Resource};
@@ -29,17 +34,22 @@ pub use residents::Residents;
 
 use crate::policy::status::Status;
 use crate::resource::egress::{Mode, of_sidecar};
+use crate::resource::gateway;
 use crate::resource::place::{self, Namespace};
 use crate::resource::pod::{self, Pod};
 use crate::resource::service::{self, Service};
 use crate::resource::slice::{self, Endpoint, Slice};
 use crate::resource::{Flaw, Name};
+use crate::routes::{Spec, Written, backend_tls, backend_traffic};
+use crate::resource::use_waypoint::UseWaypoint;
 use crate::resource::{service_entry, workload_entry};
 use claims::Claims;
 use egress::Sidecars;
 use entries::Entries;
 use policies::{Audience, Policies};
+use routes::{Routes, route_kind};
 use selectors::Selectors;
+use waypoints::Waypoints;
 
 /// What all resources of this controller have in common.
 #[derive(Debug, Clone)]
@@ -105,6 +115,8 @@ pub struct Index {
     entries: Entries,
     sidecars: Sidecars,
     policies: Policies,
+    waypoints: Waypoints,
+    routes: Routes,
     residents: Arc<Residents>,
     flaws: BTreeMap<Key, Vec<Flaw>>,
     /// Where entries and Sidecars are written.
@@ -128,6 +140,9 @@ struct Dirty {
     entries: BTreeSet<Name>,
     /// WorkloadEntries.
     machines: BTreeSet<Name>,
+    /// Gateways of which somebody may depend.
+    gateways: BTreeSet<Name>,
+    routes: routes::Dirty,
     /// Whether addresses have to be given to hosts.
     allocation: bool,
 }
@@ -157,6 +172,8 @@ impl Index {
             slice_workloads: HashMap::new(),
             entries: Entries::default(),
             sidecars: Sidecars::default(),
+            waypoints: Waypoints::default(),
+            routes: Routes::default(),
             residents,
             flaws: BTreeMap::new(),
             places: HashMap::new(),
@@ -235,9 +252,36 @@ impl Index {
                 let entry = service_entry::read(&object.metadata, object.spec, &mut flaws);
                 self.set_service_entry(&name(), entry);
             }
+            Object::GatewayClass(object) => {
+                self.places.insert(key.clone(), object.place.clone());
+                let class = gateway::class(&object.metadata, &object.spec, &mut flaws);
+                self.set_class(&key.name, Some(class));
+            }
+            Object::Gateway(object) => {
+                self.places.insert(key.clone(), object.place.clone());
+                let gateway = gateway::gateway(object.metadata, object.spec, &mut flaws);
+                self.set_gateway(&name(), Some(gateway));
+            }
+            // A route of a mesh sends callers where they could go by themselves, and needs no grant (GEP-1294).
+            Object::ReferenceGrant(_) => {}
+            Object::HttpRoute(object) => self.apply_route(&key, *object, Spec::Http),
+            Object::GrpcRoute(object) => self.apply_route(&key, *object, Spec::Grpc),
+            Object::TlsRoute(object) => self.apply_route(&key, *object, Spec::Tls),
+            Object::TcpRoute(object) => self.apply_route(&key, *object, Spec::Tcp),
+            Object::BackendTlsPolicy(object) => {
+                let policy = backend_tls(&object.spec, object.metadata.generation);
+                self.set_tls_policy(&name(), Some((age(&object.metadata), policy)));
+            }
+            Object::BackendTrafficPolicy(object) => {
+                let policy = backend_traffic(&object.spec, object.metadata.generation);
+                self.set_traffic_policy(&name(), Some((age(&object.metadata), policy)));
+            }
             Object::WorkloadEntry(object) => {
                 self.places.insert(key.clone(), object.place.clone());
-                let machine = workload_entry::read(object.spec, &mut flaws);
+                let mut machine = workload_entry::read(object.spec, &mut flaws);
+                if let Some(machine) = &mut machine {
+                    machine.waypoint = UseWaypoint::read(&object.metadata, &key.namespace, &mut flaws);
+                }
                 self.set_workload_entry(&name(), machine);
             }
         }
@@ -246,6 +290,15 @@ impl Index {
         } else {
             self.flaws.insert(key, flaws);
         }
+    }
+
+    fn apply_route<S>(&mut self, key: &Key, object: Custom<S>, spec: impl Fn(S) -> Spec) {
+        let Some(kind) = route_kind(key.kind) else { return };
+        self.places.insert(key.clone(), object.place);
+        let created = object.metadata.creation_timestamp.as_ref().map(|time| time.0);
+        let written = Written { spec: spec(object.spec), created, generation: object.metadata.generation };
+        let (namespace, name) = (Arc::clone(&key.namespace), Arc::clone(&key.name));
+        self.set_route(&RouteKey { kind, namespace, name }, Some(written));
     }
 
     /// Forgets an object.
@@ -271,6 +324,17 @@ impl Index {
             Kind::Sidecar => self.set_sidecar(&name, None),
             Kind::ServiceEntry => self.set_service_entry(&name, None),
             Kind::WorkloadEntry => self.set_workload_entry(&name, None),
+            Kind::ReferenceGrant => {}
+            Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => {
+                if let Some(kind) = route_kind(key.kind) {
+                    let (namespace, name) = (name.namespace, name.name);
+                    self.set_route(&RouteKey { kind, namespace, name }, None);
+                }
+            }
+            Kind::BackendTlsPolicy => self.set_tls_policy(&name, None),
+            Kind::BackendTrafficPolicy => self.set_traffic_policy(&name, None),
+            Kind::GatewayClass => self.set_class(&key.name, None),
+            Kind::Gateway => self.set_gateway(&name, None),
         }
     }
 
@@ -349,6 +413,10 @@ impl Index {
                 self.address_moved(ip, others);
             }
         }
+        let gateways = [&old, &pod].map(|pod| pod.as_ref().and_then(Pod::gateway));
+        self.waypoints.set_pod(name, gateways[0], gateways[1]);
+        let gateway = |gateway: &str| Name::new(Arc::clone(&name.namespace), gateway);
+        self.dirty.gateways.extend(gateways.into_iter().flatten().map(gateway));
         match &old {
             Some(old) => self.pods_on.remove(&old.node, name),
             None => self.pods_in.add(&name.namespace, name),
@@ -391,6 +459,9 @@ impl Index {
         let taken = [&old, &service].into_iter().flatten().flat_map(|s| s.addresses.clone());
         taken.collect::<Vec<_>>().into_iter().for_each(|ip| self.address_taken(ip));
         let moved = old.is_none() != service.is_none();
+        if moved {
+            self.dirty.gateways.insert(name.clone());
+        }
         if let Some(old) = old {
             self.services_in.remove(&name.namespace, name);
             self.selectors.remove(name, &old.membership.selector);
@@ -453,12 +524,17 @@ impl Index {
     fn set_namespace(&mut self, name: &Arc<str>, namespace: Option<Namespace>) {
         let old = self.namespaces.remove(name).unwrap_or_default();
         let new = namespace.unwrap_or_default();
-        if old.in_mesh != new.in_mesh {
+        let waypoint_moved = old.waypoint != new.waypoint || old.labels != new.labels;
+        if old.in_mesh != new.in_mesh || waypoint_moved {
             self.dirty.pods.extend(self.pods_in.of(name).cloned());
         }
-        if old.distribution != new.distribution {
+        if old.distribution != new.distribution || waypoint_moved {
             self.dirty.services.extend(self.services_in.of(name).cloned());
             self.entries_in_touched(name);
+        }
+        if waypoint_moved {
+            let machines: Vec<Name> = self.entries.machines_in(name).cloned().collect();
+            self.dirty.machines.extend(machines);
         }
         let egress_moved = old.egress != new.egress;
         self.namespaces.extend(namespace.map(|n| (Arc::clone(name), n)));
@@ -477,6 +553,12 @@ impl Index {
             self.nodes.insert(Arc::clone(name), new);
         }
     }
+}
+
+/// The older of two objects counts; one without a date is younger than one with.
+fn age(metadata: &ObjectMeta) -> (bool, Option<Timestamp>) {
+    let created = metadata.creation_timestamp.as_ref().map(|time| time.0);
+    (created.is_none(), created)
 }
 
 /// What a pod's standing among those who claim its addresses depends on.

@@ -36,5 +36,7 @@ pub mod policy;
 pub mod publish;
 pub mod resource;
 pub mod roots;
+pub mod routes;
 pub mod serve;
+pub mod status;
 pub mod updates;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use loam_api::convert::Decoder;
-use loam_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, encode};
+use loam_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, ROUTES_TYPE, TRAFFIC_TYPE, encode};
 use loam_core::policy::Policy;
 use loam_core::snapshot::{Change, Snapshot};
 use loam_xds::store::Store;
@@ -17,12 +17,21 @@ pub struct Published {
     pub addresses: Arc<Store>,
     /// Policies.
     pub authorizations: Arc<Store>,
+    /// Routes, for waypoints.
+    pub routes: Arc<Store>,
+    /// How services are spoken to, for waypoints.
+    pub traffic: Arc<Store>,
 }
 
 impl Published {
     /// The stores by type.
-    pub fn stores(&self) -> [(&'static str, Arc<Store>); 2] {
-        [(ADDRESS_TYPE, Arc::clone(&self.addresses)), (AUTHORIZATION_TYPE, Arc::clone(&self.authorizations))]
+    pub fn stores(&self) -> [(&'static str, Arc<Store>); 4] {
+        [
+            (ADDRESS_TYPE, Arc::clone(&self.addresses)),
+            (AUTHORIZATION_TYPE, Arc::clone(&self.authorizations)),
+            (ROUTES_TYPE, Arc::clone(&self.routes)),
+            (TRAFFIC_TYPE, Arc::clone(&self.traffic)),
+        ]
     }
 
     /// Puts compiled resources in force. Returns how many really are different.
@@ -32,7 +41,18 @@ impl Published {
             Resource::Service(service) => encode::service(&service).1,
         };
         let policy = |(name, policy): (Arc<str>, Option<Policy>)| (name, policy.map(|p| encode::policy(&p).1));
-        self.authorizations.apply(compiled.policies.into_iter().map(policy))
+        let routes = compiled.routes.into_iter().map(|(name, told)| {
+            let body = told.map(|(gateway, routes)| encode::routes(&gateway, &routes).1);
+            (name, body)
+        });
+        let traffic = compiled.traffic.into_iter().map(|(name, told)| {
+            let body = told.map(|(gateway, traffic)| encode::traffic(&gateway, &traffic).1);
+            (name, body)
+        });
+        // Routes before the services that are bound to a waypoint: it refuses what it does not know.
+        self.routes.apply(routes)
+            + self.traffic.apply(traffic)
+            + self.authorizations.apply(compiled.policies.into_iter().map(policy))
             + self.addresses.apply(compiled.changes.into_iter().map(|(name, resource)| (name, resource.map(body))))
             + self.authorizations.apply(compiled.last.into_iter().map(policy))
     }

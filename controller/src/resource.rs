@@ -3,6 +3,7 @@
 
 pub mod authorization_policy;
 pub mod egress;
+pub mod gateway;
 pub mod name;
 pub mod peer_authentication;
 pub mod place;
@@ -11,6 +12,7 @@ pub mod selector;
 pub mod service;
 pub mod service_entry;
 pub mod slice;
+pub mod use_waypoint;
 pub mod workload_entry;
 
 use std::net::IpAddr;
@@ -21,7 +23,7 @@ pub use name::{Labels, Name};
 pub type Flaw = String;
 
 /// A bounded piece of a text that anybody may have written.
-fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     format!("{:?}", text.chars().take(64).collect::<String>())
 }
 
@@ -36,7 +38,7 @@ fn usable_ip(text: &str) -> Result<IpAddr, Flaw> {
 }
 
 /// A port that can be dialled.
-fn usable_port(what: &str, number: impl Into<i64>) -> Result<u16, Flaw> {
+pub(crate) fn usable_port(what: &str, number: impl Into<i64>) -> Result<u16, Flaw> {
     let number = number.into();
     match u16::try_from(number) {
         Ok(port) if port > 0 => Ok(port),

@@ -4,16 +4,24 @@ use loam_kube::{Client, Objects, Selection, Updates};
 use loam_manifest::{Kind, Manifests, Source};
 
 /// Kinds that decide what proxies may know. Accounts of services are told by the pods that have them.
-const KINDS: [Kind; 10] = [
+const KINDS: [Kind; 18] = [
     Kind::Namespace,
     Kind::Node,
     Kind::PeerAuthentication,
     Kind::AuthorizationPolicy,
     Kind::Sidecar,
+    Kind::GatewayClass,
+    Kind::Gateway,
     Kind::Service,
     Kind::ServiceEntry,
     Kind::EndpointSlice,
     Kind::WorkloadEntry,
+    Kind::HttpRoute,
+    Kind::GrpcRoute,
+    Kind::TlsRoute,
+    Kind::TcpRoute,
+    Kind::BackendTlsPolicy,
+    Kind::BackendTrafficPolicy,
     Kind::Pod,
 ];
 

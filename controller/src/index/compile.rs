@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use loam_core::egress::Egress;
+use loam_core::http::route::ServiceRoutes;
+use loam_core::http::traffic::ServiceTraffic;
 use loam_core::ids::{Hostname, Identity, NameError, ServiceKey, WorkloadUid};
 use loam_core::policy::Policy;
 use loam_core::service::{Port, Service, ServiceAddr};
@@ -16,6 +18,8 @@ use loam_core::workload::{Health, Locality, NetworkMode, ServicePorts, TunnelPro
 
 use super::delivery::Plan;
 use super::entries::ports_at;
+use super::routes::Told;
+use super::waypoints::{Binding, User};
 use super::{Index, claimed};
 use crate::resource::pod::Pod;
 use crate::resource::service::{self, Target};
@@ -32,6 +36,10 @@ pub struct Compiled {
     pub policies: Vec<(Arc<str>, Option<Policy>)>,
     /// Policies that they should hear of after it.
     pub last: Vec<(Arc<str>, Option<Policy>)>,
+    /// Routes of services by the waypoints that serve them; with the changes.
+    pub routes: Told<ServiceRoutes>,
+    /// How services are spoken to; with the changes.
+    pub traffic: Told<ServiceTraffic>,
     /// Whether it has to be so, since for a moment more or less would be allowed than before or after.
     pub pause_before_changes: bool,
     /// The same after the changes.
@@ -47,6 +55,7 @@ impl Compiled {
         }
         if let Some(step) = steps.last_mut() {
             step.changes = self.changes;
+            (step.routes, step.traffic) = (self.routes, self.traffic);
         }
         if self.pause_before_last {
             steps.push(Compiled::default());
@@ -70,6 +79,8 @@ pub enum Resource {
 impl Index {
     /// Compiles what depends on the changes since the last time, and nothing else.
     pub fn compile(&mut self) -> Compiled {
+        let gateways = std::mem::take(&mut self.dirty.gateways);
+        self.gateways_moved(gateways);
         let mut dirty = std::mem::take(&mut self.dirty);
         let listed = |index: &Self, name: &Name| {
             let pod = index.pods.get(name).filter(|pod| !pod.ended && !pod.addresses.is_empty());
@@ -90,7 +101,11 @@ impl Index {
         dirty.hosts.append(&mut self.dirty.hosts);
         for name in &dirty.services {
             let Ok(key) = self.service_key(name) else { continue };
-            let service = self.services.get(name).map(|s| Resource::Service(self.service(name, &key, s)));
+            let binding = self.services.get(name).map(|service| self.service_binding(name, service));
+            let service = self.services.get(name).zip(binding.as_ref());
+            let service = service.map(|(s, binding)| Resource::Service(self.service(name, &key, s, binding)));
+            self.waypoints.bind(User::Service(name.clone()), binding);
+            self.backend_touched(name);
             changes.push((key.to_string().into(), service));
         }
         for host in &dirty.hosts {
@@ -112,16 +127,30 @@ impl Index {
             let resident = pod.filter(|pod| !pod.ended && self.in_mesh(name, pod));
             self.residents.set(name, resident.map(|pod| (&pod.node, &pod.service_account)));
             let mut workload = pod.and_then(|pod| self.pod_workload(name, pod, uid.clone()));
+            let binding = pod.filter(|_| workload.is_some()).map(|pod| self.pod_binding(name, pod));
+            if let (Some(workload), Some(binding)) = (&mut workload, &binding) {
+                workload.waypoint = binding.waypoint.clone();
+            }
             let list = workload.is_some().then(|| listed(self, name));
             if let (Some(workload), Some(list)) = (&mut workload, &list) {
                 workload.policies = self.policies.names(list);
             }
             self.policies.lists(name, list);
+            self.waypoints.bind(User::Pod(name.clone()), binding);
             changes.push((Arc::clone(uid.as_shared()), workload.map(Resource::Workload)));
         }
         self.policies.tell();
+        let (routes, traffic) = self.compile_routes();
         let Plan { first, last, pause_after_first, pause_before_last, .. } = plan;
-        Compiled { changes, policies: first, last, pause_before_changes: pause_after_first, pause_before_last }
+        Compiled {
+            changes,
+            policies: first,
+            last,
+            routes,
+            traffic,
+            pause_before_changes: pause_after_first,
+            pause_before_last,
+        }
     }
 
     fn in_mesh(&self, name: &Name, pod: &Pod) -> bool {
@@ -133,7 +162,23 @@ impl Index {
         ServiceKey::shared(Arc::clone(&name.namespace), Hostname::try_from(Arc::<str>::from(hostname))?)
     }
 
-    fn service(&self, name: &Name, key: &ServiceKey, record: &service::Service) -> Service {
+    /// A gateway's own service has nothing in front of it.
+    fn service_binding(&self, name: &Name, record: &service::Service) -> Binding {
+        match record.of_gateway || self.waypoints.view(name).is_some() {
+            true => Binding::default(),
+            false => self.binding(&User::Service(name.clone()), &record.waypoint),
+        }
+    }
+
+    /// Nor has a gateway's own pod.
+    fn pod_binding(&self, name: &Name, pod: &Pod) -> Binding {
+        match pod.gateway().is_some() {
+            true => Binding::default(),
+            false => self.binding(&User::Pod(name.clone()), &pod.waypoint),
+        }
+    }
+
+    fn service(&self, name: &Name, key: &ServiceKey, record: &service::Service, binding: &Binding) -> Service {
         let own = record.addresses.iter().filter(|ip| self.service_addresses.owner(**ip) == Some(name));
         let addr = |ip: &IpAddr| ServiceAddr { network: Arc::clone(&self.mesh.network), range: IpNet::from(*ip) };
         let port = |port: &service::Port| Port {
@@ -150,6 +195,8 @@ impl Index {
             ports: record.membership.ports.iter().map(port).collect(),
             balancing: record.balancing(of_namespace),
             ip_families: record.ip_families,
+            waypoint: binding.waypoint.clone(),
+            weighted_waypoints: binding.weighted.clone(),
             canonical: true,
             ..Service::new(key.clone(), Arc::clone(&name.name))
         }

@@ -84,6 +84,11 @@ impl Entries {
         told.chain(self.refused.iter().map(machine))
     }
 
+    /// WorkloadEntries of a namespace.
+    pub(super) fn machines_in(&self, namespace: &Arc<str>) -> impl Iterator<Item = &Name> {
+        self.machines_in.of(namespace)
+    }
+
     fn file(&mut self, name: &Name, entry: &ServiceEntry) {
         // Whom nobody sees, declares nothing.
         if entry.visibility.is_some() {
@@ -126,8 +131,10 @@ impl Index {
             return;
         }
         let mut hosts = BTreeSet::new();
+        self.entry_parent_moves(name);
         if let Some(old) = self.entries.all.remove(name) {
             self.members_touched(name, &old);
+            self.waypoints.bind(super::waypoints::User::Entry(name.clone()), None);
             self.entries.forget(name, &old);
             hosts.extend(old.hosts);
         }

@@ -8,6 +8,7 @@ use loam_core::workload::{Health, NetworkMode, TunnelProtocol, WorkloadKind};
 use super::*;
 
 mod entries;
+mod waypoints;
 
 /// An index, and the resources that its changes add up to.
 struct World {
@@ -107,6 +108,9 @@ fn show(resource: &Resource) -> String {
             for service in &*w.services {
                 let _ = write!(text, " {}[{}]", service.service.hostname, ports(&service.ports));
             }
+            if let Some(waypoint) = &w.waypoint {
+                let _ = write!(text, " via={waypoint}");
+            }
             if let loam_core::egress::Egress::RegistryOnly { origin } = &w.egress {
                 let _ = write!(text, " only-by={origin}");
             }
@@ -116,6 +120,12 @@ fn show(resource: &Resource) -> String {
             let _ = write!(text, "{} [{}]", ips.join(","), ports(&s.ports));
             if s.balancing.mode != BalancingMode::Any {
                 let _ = write!(text, " {:?}{:?}", s.balancing.mode, s.balancing.preference);
+            }
+            if let Some(waypoint) = &s.waypoint {
+                let _ = write!(text, " via={waypoint}");
+            }
+            for weighted in &s.weighted_waypoints {
+                let _ = write!(text, " {}%={}", weighted.weight, weighted.gateway);
             }
             if s.balancing.allow_unhealthy {
                 text.push_str(" allow-unhealthy");

@@ -9,6 +9,8 @@ use loam_core::ids::{Identity, TrustDomain};
 use loam_core::workload::{Health, WorkloadKind};
 use loam_manifest::enrol::Wish;
 
+use super::use_waypoint::{GATEWAY_NAME, UseWaypoint};
+use super::workload_entry::TUNNEL_LABEL;
 use super::{Flaw, Labels, is_tcp, usable_ip, usable_port, usable_text};
 
 /// Says that an agent has already redirected the pod.
@@ -60,15 +62,30 @@ pub struct Pod {
     pub owner: Arc<str>,
     /// Kind of what made it.
     pub kind: WorkloadKind,
+    /// What it says about the waypoint in front of it.
+    pub waypoint: UseWaypoint,
 }
 
 impl Pod {
     /// Whether it belongs to the mesh, given whether its namespace does.
     pub fn in_mesh(&self, namespace_in: bool) -> bool {
+        if self.has_own_tunnel() {
+            return true;
+        }
         match self.wish {
             Wish::Never(_) => false,
             Wish::In | Wish::Out | Wish::Inherit => self.redirected || self.wish.under(namespace_in).is_ok(),
         }
+    }
+
+    /// The Gateway whose waypoint it is.
+    pub fn gateway(&self) -> Option<&str> {
+        self.labels.get(GATEWAY_NAME)
+    }
+
+    /// Whether it answers to tunnels by itself.
+    pub fn has_own_tunnel(&self) -> bool {
+        !self.host_network && self.labels.get(TUNNEL_LABEL) == Some("http")
     }
 
     /// The port that goes by a name.
@@ -86,6 +103,7 @@ pub fn read(pod: K8sPod, flaws: &mut Vec<Flaw>) -> Pod {
     let ended = matches!(phase, "Succeeded" | "Failed");
     let deleting = metadata.deletion_timestamp.is_some();
     let (owner, kind) = owner(&metadata, flaws);
+    let waypoint = UseWaypoint::read(&metadata, metadata.namespace.as_deref().unwrap_or_default(), flaws);
     let mut label = |keys: [&str; 3]| {
         let labels = metadata.labels.as_ref()?;
         let mut values = keys.iter().map(|key| usable_text(key, labels.get(*key).map_or("", String::as_str), flaws));
@@ -110,6 +128,7 @@ pub fn read(pod: K8sPod, flaws: &mut Vec<Flaw>) -> Pod {
         canonical_revision,
         owner,
         kind,
+        waypoint,
         labels: metadata.labels.unwrap_or_default().into(),
     }
 }

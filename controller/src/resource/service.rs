@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{Service as K8sService, ServicePort, ServiceSpec
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use loam_core::service::{Affinity, AppProtocol, Balancing, BalancingMode, IpFamilies, Scope};
 
+use super::use_waypoint::{UseWaypoint, is_of_gateway};
 use super::{Flaw, Labels, is_tcp, quoted, usable_ip, usable_port};
 
 /// Says where traffic goes first, on a service or a namespace.
@@ -31,6 +32,12 @@ pub struct Service {
     pub affinity: Affinity,
     /// Address families of its callers.
     pub ip_families: IpFamilies,
+    /// What it says about the waypoint in front of it.
+    pub waypoint: UseWaypoint,
+    /// Whether it is a gateway's own.
+    pub of_gateway: bool,
+    /// The version of the object.
+    pub generation: Option<i64>,
 }
 
 /// The part of a service that decides which workloads serve it, and where.
@@ -100,6 +107,8 @@ pub fn toward(distribution: Option<Distribution>) -> Balancing {
 /// Reads a service; `None` for one that is only an alias of a name, which DNS resolves.
 pub fn read(service: K8sService, flaws: &mut Vec<Flaw>) -> Option<Service> {
     let annotation = service.metadata.annotations.as_ref().and_then(|a| a.get(TRAFFIC_DISTRIBUTION)).cloned();
+    let namespace = service.metadata.namespace.as_deref().unwrap_or_default();
+    let waypoint = UseWaypoint::read(&service.metadata, namespace, flaws);
     let mut spec = service.spec.unwrap_or_default();
     if spec.type_.as_deref() == Some("ExternalName") {
         return None;
@@ -113,6 +122,9 @@ pub fn read(service: K8sService, flaws: &mut Vec<Flaw>) -> Option<Service> {
         allow_unhealthy: spec.publish_not_ready_addresses == Some(true),
         affinity: affinity(spec.session_affinity.as_deref().unwrap_or_default(), flaws),
         ip_families: ip_families(&spec.ip_families.unwrap_or_default()),
+        waypoint,
+        of_gateway: is_of_gateway(service.metadata.labels.as_ref()),
+        generation: service.metadata.generation,
     })
 }
 

@@ -13,6 +13,7 @@ use loam_manifest::istio::{EntryPort, ServiceEntrySpec};
 
 use super::service::{Distribution, Membership, Port, TRAFFIC_DISTRIBUTION, Target, distribution, protocol};
 use super::workload_entry::{self, Address, WorkloadEntry};
+use super::use_waypoint::UseWaypoint;
 use super::{Flaw, quoted, usable_ip, usable_port};
 
 /// Says with the value `false` that no address is to be made up for the hosts.
@@ -46,6 +47,10 @@ pub struct ServiceEntry {
     pub subject_alt_names: Vec<Identity>,
     /// Where traffic goes first, if it says so itself.
     pub distribution: Option<Distribution>,
+    /// What it says about the waypoint in front of it.
+    pub waypoint: UseWaypoint,
+    /// The version of the object.
+    pub generation: Option<i64>,
 }
 
 /// Virtual addresses of the hosts of an entry.
@@ -139,6 +144,8 @@ pub fn read(metadata: &ObjectMeta, spec: ServiceEntrySpec, flaws: &mut Vec<Flaw>
         // Other forms of names mean something to those who speak TLS to the endpoint, which we do not.
         subject_alt_names: spec.subject_alt_names.iter().flatten().filter_map(|san| san.parse().ok()).collect(),
         distribution: annotation.and_then(|text| distribution(text, flaws)),
+        waypoint: UseWaypoint::read(metadata, own_namespace, flaws),
+        generation: metadata.generation,
     })
 }
 

@@ -8,10 +8,11 @@ use loam_core::ids::{Hostname, Identity, TrustDomain};
 use loam_core::workload::Locality;
 use loam_manifest::istio::WorkloadEntrySpec;
 
+use super::use_waypoint::UseWaypoint;
 use super::{Flaw, Labels, quoted, usable_ip, usable_port, usable_text};
 
 /// Says with the value `http` that a ztunnel of its own answers at the address.
-const TUNNEL_LABEL: &str = "networking.istio.io/tunnel";
+pub(super) const TUNNEL_LABEL: &str = "networking.istio.io/tunnel";
 
 /// Most named ports of one entry.
 const MAX_PORTS: usize = 1_000;
@@ -35,6 +36,8 @@ pub struct WorkloadEntry {
     pub service_account: Arc<str>,
     /// Whether a ztunnel of its own answers at the address.
     pub in_mesh: bool,
+    /// What it says about the waypoint in front of it; an endpoint within a `ServiceEntry` has none.
+    pub waypoint: UseWaypoint,
 }
 
 /// Where something is that runs outside Kubernetes.
@@ -67,6 +70,7 @@ impl WorkloadEntry {
             weight: 1,
             service_account: "default".into(),
             in_mesh: false,
+            waypoint: UseWaypoint::Never,
         }
     }
 
@@ -98,6 +102,7 @@ pub fn read(spec: WorkloadEntrySpec, flaws: &mut Vec<Flaw>) -> Option<WorkloadEn
         weight: weight(spec.weight, flaws),
         service_account: service_account.into(),
         in_mesh: labels.get(TUNNEL_LABEL) == Some("http"),
+        waypoint: UseWaypoint::Never,
         labels,
         address,
     })

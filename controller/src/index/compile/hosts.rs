@@ -11,6 +11,7 @@ use loam_manifest::{Key, Kind};
 
 use super::Resource;
 use crate::index::entries::{Told, ports_at};
+use crate::index::waypoints::{Binding, User};
 use crate::index::{Index, Problem};
 use crate::resource::Name;
 use crate::resource::service::{Target, toward};
@@ -27,6 +28,7 @@ impl Index {
         let mut told = Told::default();
         let kubernetes = self.kubernetes_service(host);
         let mut canonical = kubernetes.is_none();
+        let mut bindings = Vec::new();
         for name in self.entries.of_host(host) {
             let mut problem = |message: String| {
                 let object = Key {
@@ -49,10 +51,19 @@ impl Index {
             }
             let Some(entry) = self.entries.all.get(name) else { continue };
             let Ok(key) = ServiceKey::shared(Arc::clone(&name.namespace), host.clone()) else { continue };
-            let service = self.host_service(name, entry, &key, canonical, &mut problem);
+            let user = User::Entry(name.clone());
+            let binding = self.binding(&user, &entry.waypoint);
+            let service = self.host_service(name, entry, &key, canonical, &binding, &mut problem);
+            bindings.push((user, binding));
             canonical = false;
             told.namespaces.insert(Arc::clone(&name.namespace));
             changes.push((key.to_string().into(), Some(Resource::Service(service))));
+        }
+        for (user, binding) in bindings {
+            if let User::Entry(entry) = &user {
+                self.entry_parent_touched(entry);
+            }
+            self.waypoints.bind(user, Some(binding));
         }
         for namespace in before.namespaces.difference(&told.namespaces) {
             let theirs = kubernetes.as_ref().is_some_and(|s| s.namespace == *namespace);
@@ -71,6 +82,7 @@ impl Index {
         entry: &ServiceEntry,
         key: &ServiceKey,
         canonical: bool,
+        binding: &Binding,
         problem: &mut impl FnMut(String),
     ) -> Service {
         let mut addresses: Vec<IpNet> = Vec::new();
@@ -114,6 +126,8 @@ impl Index {
             ports: entry.membership.ports.iter().map(port).collect(),
             subject_alt_names: entry.subject_alt_names.clone(),
             balancing,
+            waypoint: binding.waypoint.clone(),
+            weighted_waypoints: binding.weighted.clone(),
             canonical,
             visibility: entry.visibility.clone().unwrap_or_default(),
             ..Service::new(key.clone(), Arc::clone(&name.name))

@@ -8,6 +8,7 @@ use loam_core::workload::{ServicePorts, TunnelProtocol, Workload};
 use super::Resource;
 use crate::index::Index;
 use crate::index::entries::ports_at;
+use crate::index::waypoints::User;
 use crate::resource::Name;
 use crate::resource::workload_entry::{Address, WorkloadEntry};
 
@@ -18,7 +19,11 @@ impl Index {
         let cluster = &self.mesh.cluster;
         let uid: WorkloadUid = format!("{cluster}/networking.istio.io/WorkloadEntry/{name}").parse().ok()?;
         let resource = Arc::clone(uid.as_shared());
-        let Some(machine) = self.entries.machines.get(name) else { return Some((resource, None)) };
+        let user = User::Machine(name.clone());
+        let Some(machine) = self.entries.machines.get(name) else {
+            self.waypoints.bind(user, None);
+            return Some((resource, None));
+        };
         if let Address::Ip(ip) = machine.address {
             let pod = self.pod_addresses.owner(ip).map(|pod| format!("pod {pod}"));
             let other = self.entries.machine_addresses.owner(ip).filter(|owner| *owner != name);
@@ -29,7 +34,12 @@ impl Index {
             }
         }
         let services = self.machine_services(name, machine);
-        let workload = self.machine(uid, name, machine, services);
+        let mut workload = self.machine(uid, name, machine, services);
+        let binding = self.binding(&user, &machine.waypoint);
+        if let Some(workload) = &mut workload {
+            workload.waypoint = binding.waypoint.clone();
+        }
+        self.waypoints.bind(user, Some(binding));
         Some((resource, workload.map(Resource::Workload)))
     }
 
