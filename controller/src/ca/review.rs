@@ -1,7 +1,8 @@
 //! Tokens of Kubernetes: the API server says whose they are.
 //!
-//! A node's proxy calls with the token of its pod. The API server knows whether that pod still is there, under the
-//! same UID, and on which node: it writes both into the token, so the caller's node is not the caller's word.
+//! A node's proxy calls with the token of its pod, as does a waypoint. The API server knows whether that pod still is
+//! there, under the same UID, and on which node: it writes both into the token, so the caller's node is not the caller's
+//! word.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -103,7 +104,7 @@ impl Reviews {
         })
     }
 
-    /// The node that a token proves.
+    /// The node or the waypoint that a token proves.
     async fn caller(&self, token: String) -> Result<Caller, Refused> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(Refused::Stranger(TokenError::Malformed.to_string()));
@@ -189,14 +190,13 @@ fn decide(status: TokenReviewStatus, trusted: &[Account]) -> Result<Caller, Stri
         return Err(format!("{username:?} is not a service account"));
     };
     let account = Account { namespace: namespace.to_owned(), name: name.to_owned() };
-    if !trusted.contains(&account) {
-        return Err(format!("{account} is not a trusted node account (--trusted-node-account)"));
-    }
     let extra = user.extra.unwrap_or_default();
     claim(&extra, "authentication.kubernetes.io/pod-name")?;
     claim(&extra, "authentication.kubernetes.io/pod-uid")?;
     let node = claim(&extra, "authentication.kubernetes.io/node-name")?;
-    Ok(Caller { node: node.to_owned() })
+    // Whoever is not trusted with a node speaks for itself at most; whether it may, others know.
+    let account = (!trusted.contains(&account)).then_some(account);
+    Ok(Caller { node: node.to_owned(), account })
 }
 
 /// A claim of the token: the API server checked it, and that the pod with this UID still is there.

@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status};
 use super::authority::{Authority, AuthorityError};
 use super::csr::{CsrError, proven_key};
 use super::limit::{Admission, Limits};
+use super::review::Account;
 use super::seen::SeenKeys;
 
 /// The key in a request's metadata that names whom the certificate is for.
@@ -28,8 +29,37 @@ const STRANGERS: &str = "(unknown)";
 /// Who calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
-    /// The node it runs on and speaks for.
+    /// The node it runs on, and for which it speaks unless it has an account.
     pub node: String,
+    /// The account that it speaks for, and for nobody else: a waypoint's.
+    pub account: Option<Account>,
+}
+
+impl Caller {
+    /// A proxy that speaks for all that runs on its node.
+    pub fn of_node(node: impl Into<String>) -> Self {
+        Self { node: node.into(), account: None }
+    }
+
+    /// What it is called in logs and by limits.
+    pub fn name(&self) -> String {
+        match &self.account {
+            None => self.node.clone(),
+            // No node has a slash in its name.
+            Some(account) => format!("{account}@{}", self.node),
+        }
+    }
+
+    /// Whether it may be `identity`.
+    pub fn may_be(&self, identity: &Identity, entitled: &impl Entitled) -> bool {
+        match &self.account {
+            None => entitled.runs_on(identity, &self.node),
+            Some(account) => {
+                (identity.namespace(), identity.service_account()) == (account.namespace.as_str(), account.name.as_str())
+                    && entitled.has_waypoint(account, &self.node)
+            }
+        }
+    }
 }
 
 /// Why nobody knows who calls; the texts are for the log only.
@@ -51,6 +81,8 @@ pub type Authenticate = Arc<dyn Fn(&MetadataMap) -> Authenticating + Send + Sync
 pub trait Entitled: Send + Sync + 'static {
     /// Whether a workload of this identity runs on the node: a pod that exists and has not ended.
     fn runs_on(&self, identity: &Identity, node: &str) -> bool;
+    /// Whether a pod of a waypoint runs on the node with this account.
+    fn has_waypoint(&self, account: &Account, node: &str) -> bool;
 }
 
 /// Answers requests for certificates.
@@ -109,10 +141,11 @@ impl<E: Entitled> CaService<E> {
                 return Err(self.refuse_often(STRANGERS, instant, &Denial::Unavailable(why)));
             }
         };
-        if let Admission::Refused { logged } = self.limits.admit(&caller.node, instant) {
-            return Err(if logged { status(&Denial::TooMany) } else { refuse(&caller.node, &Denial::TooMany) });
+        let who = caller.name();
+        if let Admission::Refused { logged } = self.limits.admit(&who, instant) {
+            return Err(if logged { status(&Denial::TooMany) } else { refuse(&who, &Denial::TooMany) });
         }
-        self.sign(&caller, request, now).map_err(|denial| refuse(&caller.node, &denial))
+        self.sign(&caller, request, now).map_err(|denial| refuse(&who, &denial))
     }
 
     /// Refuses somebody who has no limit of their own: a storm must not become one of log lines.
@@ -133,7 +166,7 @@ impl<E: Entitled> CaService<E> {
         if identity.trust_domain() != self.authority.domain() {
             return Err(Denial::ForeignTrustDomain(identity));
         }
-        if !self.entitled.runs_on(&identity, &caller.node) {
+        if !caller.may_be(&identity, &self.entitled) {
             return Err(Denial::NotEntitled(identity));
         }
         let key = proven_key(&request.csr)?;

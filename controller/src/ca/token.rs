@@ -133,7 +133,7 @@ impl Tokens {
 
     /// The node that calls, by the bearer token of its request.
     pub fn caller(&self, metadata: &MetadataMap, now: SystemTime) -> Result<Caller, TokenError> {
-        self.verify(bearer(metadata)?, now).map(|node| Caller { node })
+        self.verify(bearer(metadata)?, now).map(Caller::of_node)
     }
 
     /// As the CA and the configuration server ask for it.

@@ -20,6 +20,8 @@ struct Inner {
     nodes: HashMap<Arc<str>, HashMap<Account, usize>>,
     /// What each pod counts for.
     pods: HashMap<Name, Resident>,
+    /// The pods of waypoints.
+    waypoints: HashMap<Name, Resident>,
 }
 
 /// A namespace and a service account in it.
@@ -45,6 +47,27 @@ impl Residents {
         let account = (identity.namespace().into(), identity.service_account().into());
         let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
         inner.nodes.get(node).is_some_and(|accounts| accounts.contains_key(&account))
+    }
+
+    /// Whether a living pod of a waypoint on `node` speaks as an account.
+    pub fn has_waypoint(&self, namespace: &str, service_account: &str, node: &str) -> bool {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let is = |(pod, r): (&Name, &Resident)| {
+            (&*pod.namespace, &*r.service_account, &*r.node) == (namespace, service_account, node)
+        };
+        !node.is_empty() && inner.waypoints.iter().any(is)
+    }
+
+    /// Says that a pod is a waypoint's, with its node and service account, or that it is none.
+    pub(super) fn set_waypoint(&self, pod: &Name, resident: Option<(&Arc<str>, &Arc<str>)>) {
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        match resident {
+            Some((node, account)) => {
+                let resident = Resident { node: Arc::clone(node), service_account: Arc::clone(account) };
+                inner.waypoints.insert(pod.clone(), resident);
+            }
+            None => drop(inner.waypoints.remove(pod)),
+        }
     }
 
     /// Says who a pod speaks as and where: node and service account, or nobody.

@@ -33,7 +33,15 @@ fn trusted() -> Vec<Account> {
 #[test]
 fn a_proxy_speaks_for_the_node_of_its_pod() {
     let caller = decide(review(ZTUNNEL, &CLAIMS), &trusted());
-    assert_eq!(caller, Ok(Caller { node: "node-a".into() }));
+    assert_eq!(caller, Ok(Caller::of_node("node-a")));
+}
+
+#[test]
+fn an_account_that_is_not_trusted_with_a_node_speaks_for_itself_alone() {
+    for (account, name) in [("shop:ztunnel", "shop/ztunnel"), ("istio-system:ztunnel:x", "istio-system/ztunnel:x")] {
+        let caller = decide(review(&format!("system:serviceaccount:{account}"), &CLAIMS), &trusted()).unwrap();
+        assert_eq!(caller.account.map(|account| account.to_string()), Some(name.to_owned()));
+    }
 }
 
 #[test]
@@ -46,8 +54,6 @@ fn whatever_the_api_server_does_not_say_is_a_reason_to_refuse() {
         ("audience", TokenReviewStatus { audiences: Some(vec!["api".into()]), ..good() }),
         ("not a service account", TokenReviewStatus { user: None, ..good() }),
         ("not a service account", review("system:node:node-a", &CLAIMS)),
-        ("not a trusted node account", review("system:serviceaccount:shop:ztunnel", &CLAIMS)),
-        ("not a trusted node account", review("system:serviceaccount:istio-system:ztunnel:x", &CLAIMS)),
         ("pod-name", review(ZTUNNEL, &CLAIMS[1..])),
         ("pod-uid", review(ZTUNNEL, &[CLAIMS[0], CLAIMS[2]])),
         ("node-name", review(ZTUNNEL, &CLAIMS[..2])),
@@ -95,7 +101,7 @@ async fn an_answer_is_used_again_for_a_minute() {
     let (reviews, asked) = reviews(StatusCode::CREATED, whole(&review(ZTUNNEL, &CLAIMS)));
     let authenticate = Arc::clone(&reviews).authenticate();
     for _ in 0..3 {
-        assert_eq!(authenticate(&metadata("a")).await, Ok(Caller { node: "node-a".into() }));
+        assert_eq!(authenticate(&metadata("a")).await, Ok(Caller::of_node("node-a")));
     }
     assert_eq!(asked.load(Ordering::Relaxed), 1);
     authenticate(&metadata("b")).await.unwrap();
@@ -139,7 +145,7 @@ async fn refusals_are_remembered_for_a_short_time_and_make_room_for_nodes() {
         reviews.keep(digest_of(&i.to_string()), Err(String::new()));
     }
     let node = digest_of("node");
-    reviews.keep(node, Ok(Caller { node: "node-a".into() }));
+    reviews.keep(node, Ok(Caller::of_node("node-a")));
     assert!(reviews.known(&node).is_some());
     assert!(reviews.kept.lock().unwrap().len() <= MAX_KEPT);
 }

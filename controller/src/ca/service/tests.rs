@@ -31,6 +31,10 @@ impl Entitled for Plan {
         let workload = (identity.namespace(), identity.service_account());
         matches!((workload, node), (("shop", "web" | "cache"), "node-1") | (("shop", "db"), "node-2"))
     }
+
+    fn has_waypoint(&self, account: &Account, node: &str) -> bool {
+        (account.to_string().as_str(), node) == ("shop/waypoint", "node-1")
+    }
 }
 
 struct Bench {
@@ -61,8 +65,22 @@ impl Bench {
 }
 
 fn caller(node: Option<&str>) -> Result<Caller, Refused> {
-    let caller = node.map(|node| Caller { node: node.to_owned() });
+    let caller = node.map(|node| Caller::of_node(node));
     caller.ok_or_else(|| Refused::Stranger("there is no token".into()))
+}
+
+#[test]
+fn a_waypoint_gets_a_certificate_for_itself_and_nobody_else() {
+    let bench = Bench::new();
+    let ask = |account: &str, node: &str, identity: &str| {
+        let caller = Caller { node: node.into(), account: Some(account.parse().unwrap()) };
+        bench.service.answer(Ok(caller), &request(identity), bench.now.0, bench.now.1).map(drop).map_err(|s| s.code())
+    };
+    let waypoint = "spiffe://cluster.local/ns/shop/sa/waypoint";
+    assert_eq!(ask("shop/waypoint", "node-1", WEB), Err(Code::PermissionDenied), "it runs on the same node");
+    assert_eq!(ask("shop/waypoint", "node-2", waypoint), Err(Code::PermissionDenied), "there is none on that node");
+    assert_eq!(ask("shop/web", "node-1", WEB), Err(Code::PermissionDenied), "web is no waypoint");
+    assert_eq!(ask("shop/waypoint", "node-1", waypoint), Ok(()));
 }
 
 fn text(value: &str) -> Value {
