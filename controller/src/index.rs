@@ -9,12 +9,14 @@ mod delivery;
 mod egress;
 mod entries;
 mod policies;
+mod protection;
 mod residents;
 mod routes;
 mod selectors;
-mod waypoints;
 #[cfg(test)]
 mod tests;
+mod waypoints;
+mod wishes;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
@@ -31,6 +33,8 @@ use loam_manifest::{Change, Key, Kind, Object, Severity};
 
 pub use compile::{Compiled, Resource};
 pub use residents::Residents;
+pub use waypoints::WAYPOINT_BOUND;
+pub use wishes::{Wish, Wishes};
 
 use crate::policy::status::Status;
 use crate::resource::egress::{Mode, of_sidecar};
@@ -39,14 +43,15 @@ use crate::resource::place::{self, Namespace};
 use crate::resource::pod::{self, Pod};
 use crate::resource::service::{self, Service};
 use crate::resource::slice::{self, Endpoint, Slice};
-use crate::resource::{Flaw, Name};
-use crate::routes::{Spec, Written, backend_tls, backend_traffic};
 use crate::resource::use_waypoint::UseWaypoint;
+use crate::resource::{Flaw, Name};
 use crate::resource::{service_entry, workload_entry};
+use crate::routes::{Spec, Written, backend_tls, backend_traffic};
 use claims::Claims;
 use egress::Sidecars;
 use entries::Entries;
 use policies::{Audience, Policies};
+use protection::Protected;
 use routes::{Routes, route_kind};
 use selectors::Selectors;
 use waypoints::Waypoints;
@@ -117,6 +122,7 @@ pub struct Index {
     policies: Policies,
     waypoints: Waypoints,
     routes: Routes,
+    protected: Protected,
     residents: Arc<Residents>,
     flaws: BTreeMap<Key, Vec<Flaw>>,
     /// Where entries and Sidecars are written.
@@ -174,6 +180,7 @@ impl Index {
             sidecars: Sidecars::default(),
             waypoints: Waypoints::default(),
             routes: Routes::default(),
+            protected: Protected::default(),
             residents,
             flaws: BTreeMap::new(),
             places: HashMap::new(),
@@ -241,6 +248,7 @@ impl Index {
             Object::AuthorizationPolicy(object) => {
                 let audiences = self.policies.set_authorization(&name(), Some(*object));
                 self.policies_moved(audiences);
+                self.protection_moved();
             }
             Object::Sidecar(object) => {
                 self.places.insert(key.clone(), object.place.clone());
@@ -320,6 +328,7 @@ impl Index {
             Kind::AuthorizationPolicy => {
                 let audiences = self.policies.set_authorization(&name, None);
                 self.policies_moved(audiences);
+                self.protection_moved();
             }
             Kind::Sidecar => self.set_sidecar(&name, None),
             Kind::ServiceEntry => self.set_service_entry(&name, None),
@@ -357,6 +366,8 @@ impl Index {
             .chain(self.sidecars.problems())
             .chain(self.entries.problems())
             .chain(self.policies.problems().iter().cloned())
+            .chain(self.waypoint_problems())
+            .chain(self.route_problems())
             .collect();
         for problem in &mut problems {
             if let Some(place) = self.places.get(&problem.object) {
@@ -523,7 +534,7 @@ impl Index {
 
     fn set_namespace(&mut self, name: &Arc<str>, namespace: Option<Namespace>) {
         let old = self.namespaces.remove(name).unwrap_or_default();
-        let new = namespace.unwrap_or_default();
+        let new = namespace.clone().unwrap_or_default();
         let waypoint_moved = old.waypoint != new.waypoint || old.labels != new.labels;
         if old.in_mesh != new.in_mesh || waypoint_moved {
             self.dirty.pods.extend(self.pods_in.of(name).cloned());

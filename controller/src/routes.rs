@@ -23,9 +23,9 @@ use loam_core::service::Port;
 use loam_manifest::gateway::{GrpcRouteSpec, HttpRouteSpec, ParentRef, TcpRouteSpec, TlsRouteSpec};
 
 pub use parents::{Attached, Parent, attach, parent};
-pub use traffic::{TrafficPolicy, TlsPolicy, backend_tls, backend_traffic};
+pub use traffic::{TlsPolicy, TrafficPolicy, backend_tls, backend_traffic};
 
-use crate::resource::{Flaw, Name, quoted};
+use crate::resource::{Flaw, Name};
 use crate::status::{Condition, Reason};
 
 /// Says whether a parent takes a route.
@@ -134,6 +134,12 @@ impl Spec {
 /// Compiles what a route says.
 pub fn compile(key: &RouteKey, spec: &Spec, neighbours: &impl Neighbours) -> Compiled {
     let mut out = rules::Rules::new(key, neighbours);
+    out.count(match spec {
+        Spec::Http(spec) => spec.rules.as_ref().map_or(0, Vec::len),
+        Spec::Grpc(spec) => spec.rules.len(),
+        Spec::Tls(spec) => spec.rules.len(),
+        Spec::Tcp(spec) => spec.rules.len(),
+    });
     match spec {
         Spec::Http(spec) => match &spec.rules {
             Some(rules) => rules.iter().take(MAX_RULES).for_each(|rule| out.http(rule)),
@@ -142,8 +148,9 @@ pub fn compile(key: &RouteKey, spec: &Spec, neighbours: &impl Neighbours) -> Com
         },
         Spec::Grpc(spec) => spec.rules.iter().take(MAX_RULES).for_each(|rule| out.grpc(rule)),
         Spec::Tls(spec) => {
-            out.hostnames(&spec.hostnames);
-            spec.rules.iter().take(MAX_RULES).for_each(|rule| out.stream(rule));
+            if out.hostnames(&spec.hostnames) {
+                spec.rules.iter().take(MAX_RULES).for_each(|rule| out.stream(rule));
+            }
         }
         Spec::Tcp(spec) => spec.rules.iter().take(MAX_RULES).for_each(|rule| out.stream(rule)),
     }

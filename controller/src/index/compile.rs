@@ -36,9 +36,10 @@ pub struct Compiled {
     pub policies: Vec<(Arc<str>, Option<Policy>)>,
     /// Policies that they should hear of after it.
     pub last: Vec<(Arc<str>, Option<Policy>)>,
-    /// Routes of services by the waypoints that serve them; with the changes.
+    /// Routes of services by the waypoints that serve them; with the changes, and after them those that are gone: a
+    /// waypoint is asked until everybody knows of another.
     pub routes: Told<ServiceRoutes>,
-    /// How services are spoken to; with the changes.
+    /// How services are spoken to; like the routes.
     pub traffic: Told<ServiceTraffic>,
     /// Whether it has to be so, since for a moment more or less would be allowed than before or after.
     pub pause_before_changes: bool,
@@ -49,19 +50,23 @@ pub struct Compiled {
 impl Compiled {
     /// The steps in which to tell proxies, with a pause between each two.
     pub fn steps(self) -> Vec<Compiled> {
+        let (routes, gone_routes): (Vec<_>, Vec<_>) = self.routes.into_iter().partition(|(_, told)| told.is_some());
+        let (traffic, gone_traffic): (Vec<_>, Vec<_>) = self.traffic.into_iter().partition(|(_, told)| told.is_some());
         let mut steps = vec![Compiled { policies: self.policies, ..Compiled::default() }];
         if self.pause_before_changes {
             steps.push(Compiled::default());
         }
         if let Some(step) = steps.last_mut() {
             step.changes = self.changes;
-            (step.routes, step.traffic) = (self.routes, self.traffic);
+            (step.routes, step.traffic) = (routes, traffic);
         }
-        if self.pause_before_last {
+        if self.pause_before_last || !gone_routes.is_empty() || !gone_traffic.is_empty() {
             steps.push(Compiled::default());
         }
         if let Some(step) = steps.last_mut() {
             step.last = self.last;
+            step.routes.extend(gone_routes);
+            step.traffic.extend(gone_traffic);
         }
         steps
     }
@@ -82,6 +87,8 @@ impl Index {
         let gateways = std::mem::take(&mut self.dirty.gateways);
         self.gateways_moved(gateways);
         let mut dirty = std::mem::take(&mut self.dirty);
+        // They come last, with what the others have to do with them.
+        self.dirty.routes = std::mem::take(&mut dirty.routes);
         let listed = |index: &Self, name: &Name| {
             let pod = index.pods.get(name).filter(|pod| !pod.ended && !pod.addresses.is_empty());
             pod.map_or_else(Arc::default, |pod| index.policies.listed_by(&name.namespace, &pod.labels))
@@ -104,13 +111,19 @@ impl Index {
             let binding = self.services.get(name).map(|service| self.service_binding(name, service));
             let service = self.services.get(name).zip(binding.as_ref());
             let service = service.map(|(s, binding)| Resource::Service(self.service(name, &key, s, binding)));
-            self.waypoints.bind(User::Service(name.clone()), binding);
+            let user = User::Service(name.clone());
+            let was_protected = self.is_protected(&user);
+            self.waypoints.bind(user.clone(), binding);
             self.backend_touched(name);
+            if was_protected || self.is_protected(&user) {
+                dirty.pods.extend(self.pods_in.of(&name.namespace).cloned());
+            }
             changes.push((key.to_string().into(), service));
         }
         for host in &dirty.hosts {
             self.host_services(host, &mut changes);
         }
+        dirty.pods.append(&mut self.dirty.pods);
         for name in &dirty.slices {
             self.slice_workloads(name, &mut changes);
         }
@@ -126,17 +139,25 @@ impl Index {
             // A pod may have its certificate before the world knows where it is.
             let resident = pod.filter(|pod| !pod.ended && self.in_mesh(name, pod));
             self.residents.set(name, resident.map(|pod| (&pod.node, &pod.service_account)));
+            let of_waypoint = |pod: &&Pod| {
+                let gateway = pod.gateway().map(|gateway| Name::new(Arc::clone(&name.namespace), gateway));
+                gateway.is_some_and(|gateway| self.waypoints.view(&gateway).is_some())
+            };
+            let waypoint = resident.filter(of_waypoint);
+            self.residents.set_waypoint(name, waypoint.map(|pod| (&pod.node, &pod.service_account)));
             let mut workload = pod.and_then(|pod| self.pod_workload(name, pod, uid.clone()));
             let binding = pod.filter(|_| workload.is_some()).map(|pod| self.pod_binding(name, pod));
-            if let (Some(workload), Some(binding)) = (&mut workload, &binding) {
-                workload.waypoint = binding.waypoint.clone();
+            let way = binding.as_ref().and_then(|binding| binding.waypoint.clone());
+            self.waypoints.bind(User::Pod(name.clone()), binding);
+            if let Some(workload) = &mut workload {
+                workload.waypoint = way;
+                workload.traversal = self.traversal(name, &workload.services);
             }
             let list = workload.is_some().then(|| listed(self, name));
             if let (Some(workload), Some(list)) = (&mut workload, &list) {
                 workload.policies = self.policies.names(list);
             }
             self.policies.lists(name, list);
-            self.waypoints.bind(User::Pod(name.clone()), binding);
             changes.push((Arc::clone(uid.as_shared()), workload.map(Resource::Workload)));
         }
         self.policies.tell();

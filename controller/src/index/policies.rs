@@ -12,6 +12,7 @@ use loam_manifest::istio::{Custom, Place};
 use loam_manifest::{Kind, Located};
 
 use super::delivery::{Delivery, Plan};
+use super::protection::Protected;
 use super::selectors::Selectors;
 use super::{Mesh, Problem};
 use crate::policy::mtls::{self, Strictness};
@@ -127,6 +128,18 @@ impl Policies {
             problems: Arc::default(),
             untold: false,
         }
+    }
+
+    /// What policies are about that only waypoints enforce.
+    pub(super) fn protected(&self) -> Protected {
+        let mut protected = Protected::default();
+        for (name, held) in &self.authorizations {
+            if let Target::Waypoint(targets) = &held.in_force.written.target {
+                let is_root = name.namespace == self.root;
+                targets.iter().for_each(|target| protected.add(&name.namespace, target, is_root));
+            }
+        }
+        protected
     }
 
     /// How many there are.

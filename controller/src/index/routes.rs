@@ -20,7 +20,9 @@ use crate::routes::{
 };
 
 /// Resources of waypoints by name; `None` is one that is gone.
-pub type Told<T> = Vec<(Arc<str>, Option<(Arc<str>, T)>)>;
+pub(super) type Told<T> = Vec<(Arc<str>, Resource<T>)>;
+/// What one says, after the name of its Gateway.
+type Resource<T> = Option<(Arc<str>, T)>;
 
 /// Most routes of one service: ten thousand, and as many again from other namespaces.
 const MAX_ROUTES: usize = 20_000;
@@ -194,7 +196,8 @@ impl Index {
     pub(super) fn set_tls_policy(&mut self, name: &Name, policy: Option<(Age, TlsPolicy)>) {
         let old = self.routes.tls.remove(name);
         let about = [&old, &policy].into_iter().flatten().flat_map(|(_, policy)| &policy.services);
-        let services: Vec<Name> = about.map(|(service, _)| Name::new(Arc::clone(&name.namespace), Arc::clone(service))).collect();
+        let services: Vec<Name> =
+            about.map(|(service, _)| Name::new(Arc::clone(&name.namespace), Arc::clone(service))).collect();
         services.iter().for_each(|service| self.backend_touched(service));
         if let Some(policy) = policy {
             self.routes.tls.insert(name.clone(), policy);
@@ -224,14 +227,14 @@ impl Index {
     /// Compiles what became different about routes.
     pub(super) fn compile_routes(&mut self) -> (Told<ServiceRoutes>, Told<ServiceTraffic>) {
         let dirty = std::mem::take(&mut self.dirty.routes);
-        let (mut routes, mut touched) = (Vec::new(), dirty.parents);
+        let (mut routes, mut touched) = (BTreeMap::new(), dirty.parents);
         for service in &dirty.gone {
             let told = self.routes.told.remove(service).unwrap_or_default();
             routes.extend(told.into_iter().map(|name| (name, None)));
         }
         for key in &dirty.routes {
             let Some(held) = self.routes.all.get(key) else { continue };
-            let rules = compile(key, &held.written.spec, self);
+            let rules = compile(key, &held.written.spec, &*self);
             touched.extend(parents(key, &held.written));
             if let Some(held) = self.routes.all.get_mut(key) {
                 held.rules = rules;
@@ -244,21 +247,19 @@ impl Index {
             }
         }
         let traffic = if moved { self.tell_traffic() } else { Vec::new() };
-        (routes, traffic)
+        (routes.into_iter().collect(), traffic)
     }
 
     /// The services that somebody is.
     fn keys_of(&self, user: &User) -> Vec<ServiceKey> {
         match user {
             User::Service(name) => self.service_key(name).into_iter().collect(),
-            User::Entry(name) => {
-                self.entries.all.get(name).map(|entry| self.declared(name, entry)).unwrap_or_default()
-            }
+            User::Entry(name) => self.entries.all.get(name).map(|entry| self.declared(name, entry)).unwrap_or_default(),
             User::Pod(_) | User::Machine(_) => Vec::new(),
         }
     }
 
-    fn tell_routes(&mut self, user: &User, service: ServiceKey, told: &mut Told<ServiceRoutes>) {
+    fn tell_routes(&mut self, user: &User, service: ServiceKey, told: &mut BTreeMap<Arc<str>, Resource<ServiceRoutes>>) {
         let gateways = self.waypoints.binding(user).map(|binding| binding.gateways.clone()).unwrap_or_default();
         let mut now = BTreeSet::new();
         if !gateways.is_empty() {
@@ -266,7 +267,7 @@ impl Index {
             for gateway in gateways {
                 let name: Arc<str> = format!("{gateway}/{service}").into();
                 now.insert(Arc::clone(&name));
-                told.push((name, Some((gateway.to_string().into(), routes.clone()))));
+                told.insert(name, Some((gateway.to_string().into(), routes.clone())));
             }
         }
         let before = self.routes.told.remove(&service).unwrap_or_default();
@@ -285,11 +286,12 @@ impl Index {
     fn route_for(&self, user: &User, key: &RouteKey) -> Option<Route> {
         let held = self.routes.all.get(key)?;
         let named = self.named_ports(user)?;
-        let references = held.written.spec.parents().iter().filter(|reference| match parent(&key.namespace, reference) {
-            Parent::Service(name) => User::Service(name) == *user,
-            Parent::Entry(name) => User::Entry(name) == *user,
-            Parent::Gateway(_) | Parent::Misspelt | Parent::Foreign => false,
-        });
+        let references =
+            held.written.spec.parents().iter().filter(|reference| match parent(&key.namespace, reference) {
+                Parent::Service(name) => User::Service(name) == *user,
+                Parent::Entry(name) => User::Entry(name) == *user,
+                Parent::Gateway(_) | Parent::Misspelt | Parent::Foreign => false,
+            });
         let ports: BTreeSet<u16> =
             references.filter_map(|reference| attach(reference, &named).ok()).flat_map(|a| a.ports).collect();
         if ports.is_empty() || held.rules.rules.is_empty() {

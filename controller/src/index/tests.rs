@@ -8,6 +8,7 @@ use loam_core::workload::{Health, NetworkMode, TunnelProtocol, WorkloadKind};
 use super::*;
 
 mod entries;
+mod routes;
 mod waypoints;
 
 /// An index, and the resources that its changes add up to.

@@ -6,15 +6,16 @@ use std::sync::Arc;
 use loam_core::ids::ServiceKey;
 use loam_core::service::WeightedWaypoint;
 use loam_core::workload::{GatewayAddr, GatewayDestination, Health};
+use loam_manifest::{Key, Kind};
 
-use super::{Groups, Index};
+use super::{Groups, Index, Problem};
 use crate::resource::gateway::{Admits, CLASS, Class, Gateway, HBONE_PORT, Traffic};
 use crate::resource::use_waypoint::{CanaryFlaw, Named, UNAVAILABLE, UseWaypoint};
 use crate::resource::{Labels, Name};
 use crate::status::{Condition, Reason};
 
 /// The condition of whoever names a waypoint.
-pub(super) const WAYPOINT_BOUND: &str = "istio.io/WaypointBound";
+pub const WAYPOINT_BOUND: &str = "istio.io/WaypointBound";
 
 /// Gateways, and what is known of those that are waypoints.
 #[derive(Debug, Default)]
@@ -37,6 +38,10 @@ pub(super) struct View {
     admits: Box<[Admits]>,
     /// Whether one of its pods may receive connections.
     pub(super) ready: bool,
+    /// Whether what it protects is reached through it only.
+    pub(super) must_be_passed: bool,
+    /// The accounts of its pods.
+    accounts: BTreeSet<Arc<str>>,
 }
 
 /// Somebody who may have a waypoint in front of it.
@@ -77,7 +82,7 @@ enum Standing {
 }
 
 impl User {
-    fn name(&self) -> &Name {
+    pub(super) fn name(&self) -> &Name {
         match self {
             User::Service(name) | User::Entry(name) | User::Pod(name) | User::Machine(name) => name,
         }
@@ -221,16 +226,37 @@ impl Index {
             traffic: self.waypoints.traffic(gateway),
             admits: listeners.map(|listener| listener.admits.clone()).collect(),
             ready: self.services.contains_key(name) && self.ready_pods(name).next().is_some(),
+            must_be_passed: gateway.must_be_passed,
+            accounts: self.accounts(name),
         })
+    }
+
+    pub(super) fn accounts(&self, gateway: &Name) -> BTreeSet<Arc<str>> {
+        let pods = self.waypoints.pods(gateway).filter_map(|pod| self.pods.get(pod));
+        pods.filter(|pod| !pod.ended).map(|pod| Arc::clone(&pod.service_account)).collect()
     }
 
     /// The pods of a gateway that may receive connections.
     pub(super) fn ready_pods(&self, gateway: &Name) -> impl Iterator<Item = &Name> {
-        let ready = |pod: &&Name| {
+        let ready = move |pod: &&Name| {
             let pod = self.pods.get(*pod);
             pod.is_some_and(|pod| !pod.ended && !pod.addresses.is_empty() && pod.health == Health::Healthy)
         };
         self.waypoints.pods(gateway).filter(ready)
+    }
+
+    /// Whoever names a waypoint that is not in front of it as it should be.
+    pub(super) fn waypoint_problems(&self) -> impl Iterator<Item = Problem> {
+        self.waypoints.conditions().filter(|(_, condition)| !condition.holds).map(|(user, condition)| {
+            let (kind, name) = match user {
+                User::Service(name) => (Kind::Service, name),
+                User::Entry(name) => (Kind::ServiceEntry, name),
+                User::Pod(name) => (Kind::Pod, name),
+                User::Machine(name) => (Kind::WorkloadEntry, name),
+            };
+            let object = Key { kind, namespace: Arc::clone(&name.namespace), name: Arc::clone(&name.name) };
+            Problem::of(object, condition.message.clone())
+        })
     }
 
     /// What is in front of somebody who says `says` about it.
@@ -251,16 +277,16 @@ impl Index {
                 binding.waypoint = not_allowed(&named.gateway);
                 return binding;
             }
-            Standing::Missing | Standing::NotReady if named.passes => return binding,
             Standing::Missing | Standing::NotReady | Standing::Ready => {
-                binding.waypoint = self.gateway_address(&named.gateway);
+                binding.waypoint = self.gateway_address(&named.gateway, named.passes);
                 binding.gateways.push(named.gateway.clone());
             }
         }
         if let Some(Ok((canary, weight))) = &named.canary {
             binding.named.push(canary.clone());
             // What is wrong with it costs no connection: the waypoint itself has them all then.
-            if let (Standing::Ready, Some(gateway)) = (self.standing(user, canary), self.gateway_address(canary))
+            if let (Standing::Ready, Some(gateway)) =
+                (self.standing(user, canary), self.gateway_address(canary, named.passes))
                 && let Some(first) = &binding.waypoint
             {
                 binding.weighted = vec![
@@ -318,7 +344,8 @@ impl Index {
             }
             Standing::Other(_) if !direct => return None,
             Standing::Other(traffic) => {
-                let message = format!("waypoint {gateway} takes the traffic of {traffic} only, so none is in front of this");
+                let message =
+                    format!("waypoint {gateway} takes the traffic of {traffic} only, so none is in front of this");
                 (false, Reason::UnsupportedTrafficType, message)
             }
             Standing::Denied => {
@@ -334,9 +361,8 @@ impl Index {
     }
 
     /// A waypoint is known by its service, of which the pods are found when they are needed.
-    fn gateway_address(&self, gateway: &Name) -> Option<Arc<GatewayAddr>> {
-        let key = self.service_key(gateway).ok()?;
-        Some(address_of(key))
+    fn gateway_address(&self, gateway: &Name, bypass: bool) -> Option<Arc<GatewayAddr>> {
+        self.service_key(gateway).ok().map(|key| address_of(key, bypass))
     }
 }
 
@@ -344,9 +370,9 @@ impl Index {
 fn not_allowed(gateway: &Name) -> Option<Arc<GatewayAddr>> {
     let host = format!("not-allowed.{}.{}.invalid", gateway.name, gateway.namespace);
     let key = ServiceKey::shared(Arc::clone(&gateway.namespace), host.parse().ok()?).ok()?;
-    Some(address_of(key))
+    Some(address_of(key, false))
 }
 
-fn address_of(key: ServiceKey) -> Arc<GatewayAddr> {
-    Arc::new(GatewayAddr { destination: GatewayDestination::Service(key), hbone_port: HBONE_PORT })
+fn address_of(key: ServiceKey, bypass: bool) -> Arc<GatewayAddr> {
+    Arc::new(GatewayAddr { destination: GatewayDestination::Service(key), hbone_port: HBONE_PORT, bypass })
 }

@@ -21,6 +21,9 @@ pub const HBONE: &str = "HBONE";
 /// Says on a Gateway or its class whose traffic it takes.
 const TRAFFIC_LABEL: &str = "istio.io/waypoint-for";
 
+/// Says with the value `optional` that pods behind the waypoint may be reached past it, policies or not.
+const TRAVERSAL: &str = "loam.dev/waypoint-traversal";
+
 /// Most listeners of one gateway, as Kubernetes has it.
 const MAX_LISTENERS: usize = 64;
 
@@ -57,7 +60,9 @@ impl Traffic {
             "" => None,
             other => {
                 let other = quoted(other);
-                flaws.push(format!("label {TRAFFIC_LABEL} {other} is not service, workload, all or none: it is ignored"));
+                flaws.push(format!(
+                    "label {TRAFFIC_LABEL} {other} is not service, workload, all or none: it is ignored"
+                ));
                 None
             }
         }
@@ -97,6 +102,8 @@ pub struct Gateway {
     pub listeners: Box<[Listener]>,
     /// Addresses that are asked for: whoever asks brings the waypoint along.
     pub addresses: Box<[Arc<str>]>,
+    /// Whether what it protects is reached through it only.
+    pub must_be_passed: bool,
     /// What is made for it.
     pub infrastructure: Infrastructure,
     /// What it is known by as long as it lives.
@@ -176,7 +183,7 @@ fn selects(selector: &LabelSelector, labels: &Labels) -> bool {
             _ => false,
         }
     };
-    selector.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value))
+    selector.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value.as_str()))
         && selector.match_expressions.iter().all(expression)
 }
 
@@ -198,7 +205,17 @@ pub fn gateway(metadata: ObjectMeta, spec: GatewaySpec, flaws: &mut Vec<Flaw>) -
         flaws.push(format!("has more than {MAX_LISTENERS} listeners: the others are ignored"));
     }
     let infrastructure = spec.infrastructure.unwrap_or_default();
+    let must_be_passed = match metadata.annotations.as_ref().and_then(|a| a.get(TRAVERSAL)).map(String::as_str) {
+        None | Some("required") => true,
+        Some("optional") => false,
+        Some(other) => {
+            let other = quoted(other);
+            flaws.push(format!("annotation {TRAVERSAL} {other} is neither required nor optional: required is used"));
+            true
+        }
+    };
     Gateway {
+        must_be_passed,
         class: spec.gateway_class_name.unwrap_or_default().into(),
         traffic,
         listeners: spec.listeners.into_iter().take(MAX_LISTENERS).map(|l| listener(l, flaws)).collect(),
@@ -244,7 +261,8 @@ mod tests {
 
     /// Whether a namespace may attach, which has the label `team=red`.
     fn admitted(allowed: &str, namespace: &str) -> bool {
-        let listener = format!("{{name: mesh, port: 15008, protocol: HBONE, allowedRoutes: {{namespaces: {allowed}}}}}");
+        let listener =
+            format!("{{name: mesh, port: 15008, protocol: HBONE, allowedRoutes: {{namespaces: {allowed}}}}}");
         let (gateway, _) = read(&format!("{{gatewayClassName: istio-waypoint, listeners: [{listener}]}}"));
         let labels = BTreeMap::from([("team".to_owned(), "red".to_owned())]).into();
         assert!(gateway.listeners[0].is_hbone());

@@ -12,8 +12,8 @@ use loam_core::service::Visibility;
 use loam_manifest::istio::{EntryPort, ServiceEntrySpec};
 
 use super::service::{Distribution, Membership, Port, TRAFFIC_DISTRIBUTION, Target, distribution, protocol};
-use super::workload_entry::{self, Address, WorkloadEntry};
 use super::use_waypoint::UseWaypoint;
+use super::workload_entry::{self, Address, WorkloadEntry};
 use super::{Flaw, quoted, usable_ip, usable_port};
 
 /// Says with the value `false` that no address is to be made up for the hosts.

@@ -4,9 +4,8 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
-use loam_core::http::filter::{
-    Allowed, Cors, Filter, HeaderEdits, Mirror, Origin, PathEdit, Redirect, Rewrite, Share,
-};
+use loam_core::http::filter::{Allowed, Cors, Filter, HeaderEdits, Mirror, Origin, PathEdit, Redirect, Rewrite, Share};
+use loam_core::http::headers::is_editable;
 use loam_core::http::target::Scheme;
 use loam_manifest::gateway::{
     Cors as WrittenCors, Filter as Written, Header, HeaderEdits as WrittenEdits, Mirror as WrittenMirror, PathChange,
@@ -19,20 +18,6 @@ use crate::resource::quoted;
 const MAX_EDITS: usize = 64;
 /// How long browsers may remember an answer about CORS where nothing is said, as the API has it.
 const CORS_MAX_AGE: Duration = Duration::from_secs(5);
-
-/// Headers that belong to the connection, or that say who is asked: a rewrite is for the latter.
-const UNTOUCHABLE: [&str; 10] = [
-    "connection",
-    "content-length",
-    "host",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "trailers",
-    "transfer-encoding",
-    "upgrade",
-];
 
 /// What a filter asks for. A mirror is looked at elsewhere: it refers to somebody.
 #[derive(Debug)]
@@ -96,7 +81,7 @@ fn edits(written: &WrittenEdits) -> Result<HeaderEdits, String> {
     let names = edits.set.iter().chain(&edits.add).map(|(name, _)| name).chain(&edits.remove);
     let mut seen = HashSet::new();
     for name in names {
-        if UNTOUCHABLE.contains(&name.as_str()) {
+        if !is_editable(name) {
             return Err(format!("header {name} cannot be changed"));
         }
         if !seen.insert(name) {
@@ -161,9 +146,7 @@ fn usable_path(text: &str) -> Result<std::sync::Arc<str>, String> {
 }
 
 fn cors(written: &WrittenCors) -> Result<Cors, String> {
-    let method = |text: &str| {
-        Method::from_bytes(text.as_bytes()).map_err(|_| format!("{} is no method", quoted(text)))
-    };
+    let method = |text: &str| Method::from_bytes(text.as_bytes()).map_err(|_| format!("{} is no method", quoted(text)));
     Ok(Cors {
         allow_origins: written.allow_origins.iter().map(|text| origin(text)).collect(),
         allow_methods: allowed(&written.allow_methods, method)?,

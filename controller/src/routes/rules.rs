@@ -20,7 +20,7 @@ use loam_manifest::gateway::{
 use super::backends::{Unresolved, resolve};
 use super::duration::{duration, limit};
 use super::filters::{self, Read};
-use super::{Compiled, MAX_BACKENDS, MAX_FILTERS, MAX_MATCHES, Neighbours};
+use super::{Compiled, MAX_BACKENDS, MAX_FILTERS, MAX_MATCHES, MAX_RULES, Neighbours};
 use crate::resource::quoted;
 use crate::status::Reason;
 
@@ -32,7 +32,7 @@ const MAX_BACKOFF_FACTOR: u32 = 10;
 const ATTEMPTS: i64 = 1;
 const MAX_ATTEMPTS: i64 = 20;
 /// Largest weight, as the API has it.
-const MAX_WEIGHT: i64 = 1_000_000;
+const MAX_WEIGHT: u32 = 1_000_000;
 /// What a session is called where nothing is said.
 const COOKIE: &str = "loam-session";
 const HEADER: &str = "x-loam-session";
@@ -43,7 +43,7 @@ pub(super) struct Rules<'a, N> {
     neighbours: &'a N,
     out: Compiled,
     /// Rules seen.
-    count: usize,
+    seen: usize,
 }
 
 /// What a rule has beside matches and backends.
@@ -54,35 +54,59 @@ struct Extras<'a> {
     session: Option<&'a SessionPersistence>,
 }
 
+impl Extras<'_> {
+    fn read(&self) -> Result<(CoreTimeouts, Option<CoreRetry>, Option<Session>), String> {
+        let written = |pick: fn(&Timeouts) -> &Option<String>| {
+            let text = self.timeouts.and_then(|timeouts| pick(timeouts).as_deref());
+            text.map(limit).transpose().map(Option::flatten)
+        };
+        let timeouts =
+            CoreTimeouts { request: written(|t| &t.request)?, backend_request: written(|t| &t.backend_request)? };
+        Ok((timeouts, self.retry.map(read_retry).transpose()?, self.session.map(read_session).transpose()?))
+    }
+}
+
 impl<'a, N: Neighbours> Rules<'a, N> {
     pub(super) fn new(key: &'a RouteKey, neighbours: &'a N) -> Self {
-        Self { key, neighbours, out: Compiled::default(), count: 0 }
+        Self { key, neighbours, out: Compiled::default(), seen: 0 }
     }
 
     pub(super) fn end(mut self) -> Compiled {
         // Nothing that could be unsound is sound.
-        self.out.sound |= self.count == 0;
+        self.out.sound |= self.seen == 0 && self.out.flaws.is_empty();
         self.out
     }
 
-    pub(super) fn hostnames(&mut self, written: &[String]) {
+    /// Says which rules are left out, if there are `written` of them.
+    pub(super) fn count(&mut self, written: usize) {
+        if written > MAX_RULES {
+            self.out.flaws.push(format!("rules from {MAX_RULES} on are left out: split the route"));
+        }
+    }
+
+    /// Takes in the names that a route is for. False if none of them is one: without any it would be for all.
+    pub(super) fn hostnames(&mut self, written: &[String]) -> bool {
         for text in written {
             match text.parse::<HostPattern>() {
                 Ok(host) => self.out.hostnames.push(host),
                 Err(error) => self.out.flaws.push(error.to_string()),
             }
         }
+        written.is_empty() || !self.out.hostnames.is_empty()
     }
 
     pub(super) fn http(&mut self, rule: &HttpRule) {
-        let matches = rule.matches.iter().take(MAX_MATCHES).map(http_match).collect();
-        let extras =
-            Extras { timeouts: rule.timeouts.as_ref(), retry: rule.retry.as_ref(), session: rule.session_persistence.as_ref() };
+        let matches = few(&rule.matches).and_then(|matches| matches.iter().map(http_match).collect());
+        let extras = Extras {
+            timeouts: rule.timeouts.as_ref(),
+            retry: rule.retry.as_ref(),
+            session: rule.session_persistence.as_ref(),
+        };
         self.rule(rule.name.as_deref(), matches, &rule.filters, &rule.backend_refs, &extras);
     }
 
     pub(super) fn grpc(&mut self, rule: &GrpcRule) {
-        let matches = rule.matches.iter().take(MAX_MATCHES).map(grpc_match).collect();
+        let matches = few(&rule.matches).and_then(|matches| matches.iter().map(grpc_match).collect());
         let extras = Extras { session: rule.session_persistence.as_ref(), ..Extras::default() };
         self.rule(rule.name.as_deref(), matches, &rule.filters, &rule.backend_refs, &extras);
     }
@@ -99,8 +123,8 @@ impl<'a, N: Neighbours> Rules<'a, N> {
         backends: &[BackendRef],
         extras: &Extras<'_>,
     ) {
-        let number = self.count;
-        self.count += 1;
+        let number = self.seen;
+        self.seen += 1;
         let flaw = |why: String| format!("rule {number}: {why}");
         let matches = match matches {
             Ok(matches) => matches,
@@ -114,26 +138,22 @@ impl<'a, N: Neighbours> Rules<'a, N> {
             unknown
         };
         let mut own_filters = self.filters(filters, &mut keep);
-        let mut timeouts = CoreTimeouts::default();
-        let (mut retry, mut session) = (None, None);
-        // What cannot be kept is answered as a filter that nobody knows.
-        let read = (|| {
-            if let Some(written) = extras.timeouts {
-                timeouts.request = written.request.as_deref().map(limit).transpose()?.flatten();
-                timeouts.backend_request = written.backend_request.as_deref().map(limit).transpose()?.flatten();
-            }
-            retry = extras.retry.map(read_retry).transpose()?;
-            session = extras.session.map(read_session).transpose()?;
-            Ok::<(), String>(())
-        })();
-        if let Err(why) = read {
+        let (timeouts, retry, session) = extras.read().unwrap_or_else(|why| {
+            // What cannot be kept is answered as a filter that nobody knows.
             own_filters.push(keep(why));
+            Default::default()
+        });
+        if backends.len() > MAX_BACKENDS {
+            own_filters.push(keep(format!("there are more than {MAX_BACKENDS} backends")));
         }
         let mut own_backends = Vec::new();
         for reference in backends.iter().take(MAX_BACKENDS) {
+            let mut filters = self.filters(&reference.filters, &mut keep);
             let weight = reference.weight.unwrap_or(1);
-            let weight = if (0..=MAX_WEIGHT).contains(&weight) { u32::try_from(weight).unwrap_or(0) } else { 0 };
-            let filters = self.filters(&reference.filters, &mut keep);
+            let weight = u32::try_from(weight).ok().filter(|weight| *weight <= MAX_WEIGHT).unwrap_or_else(|| {
+                filters.push(keep(format!("weight {weight} is not between 0 and {MAX_WEIGHT}")));
+                1
+            });
             own_backends.push(Backend { weight, upstream: self.upstream(reference), filters });
         }
         self.out.sound |= wrong.is_empty();
@@ -188,6 +208,14 @@ impl<'a, N: Neighbours> Rules<'a, N> {
     }
 }
 
+/// The matches of a rule, unless there are too many.
+fn few<T>(matches: &[T]) -> Result<&[T], String> {
+    match matches.len() > MAX_MATCHES {
+        true => Err(format!("there are more than {MAX_MATCHES} matches")),
+        false => Ok(matches),
+    }
+}
+
 fn http_match(written: &HttpMatch) -> Result<Match, String> {
     let path = match &written.path {
         None => None,
@@ -201,9 +229,10 @@ fn http_match(written: &HttpMatch) -> Result<Match, String> {
             })
         }
     };
-    let method = written.method.as_deref().map(|text| {
-        Method::from_bytes(text.as_bytes()).map_err(|_| format!("{} is no method", quoted(text)))
-    });
+    let method = written
+        .method
+        .as_deref()
+        .map(|text| Method::from_bytes(text.as_bytes()).map_err(|_| format!("{} is no method", quoted(text))));
     let mut query: Vec<QueryMatch> = Vec::new();
     for parameter in &written.query_params {
         // The first of a name counts.
@@ -262,7 +291,8 @@ fn read_retry(written: &Retry) -> Result<CoreRetry, String> {
     }
     let status = |code: &i64| {
         let status = u16::try_from(*code).ok().and_then(|code| StatusCode::from_u16(code).ok());
-        status.filter(|status| status.is_client_error() || status.is_server_error())
+        status
+            .filter(|status| status.is_client_error() || status.is_server_error())
             .ok_or_else(|| format!("status {code} is none after which a request could be tried again"))
     };
     let backoff = written.backoff.as_deref().map(duration).transpose()?.unwrap_or(BACKOFF);

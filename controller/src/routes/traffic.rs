@@ -6,9 +6,9 @@ use std::time::Duration;
 use loam_core::http::traffic::{Budget, Roots, Session, Tls};
 use loam_manifest::gateway::{BackendTlsPolicySpec, BackendTrafficPolicySpec, PolicyRef};
 
-use super::ACCEPTED;
 use super::duration::duration;
 use super::rules::read_session;
+use super::{ACCEPTED, RESOLVED_REFS};
 use crate::resource::quoted;
 use crate::status::{Condition, Reason};
 
@@ -74,13 +74,27 @@ pub struct TlsPolicy {
     pub services: Vec<(Arc<str>, Option<Arc<str>>)>,
     /// How they are spoken to; an error says why nobody may be asked.
     pub tls: Result<Tls, Condition>,
+    /// Whether the certificates that it refers to are there.
+    pub resolved: Condition,
     /// The version of the object.
     pub generation: Option<i64>,
 }
 
 /// Reads a `BackendTLSPolicy`.
 pub fn backend_tls(spec: &BackendTlsPolicySpec, generation: Option<i64>) -> TlsPolicy {
-    TlsPolicy { services: targets(&spec.target_refs), tls: tls(spec), generation }
+    TlsPolicy { services: targets(&spec.target_refs), tls: tls(spec), resolved: resolved(spec), generation }
+}
+
+fn resolved(spec: &BackendTlsPolicySpec) -> Condition {
+    let not = |reason, message: String| Condition::is_not(RESOLVED_REFS, reason, message);
+    match spec.validation.ca_certificate_refs.first() {
+        None => Condition::is(RESOLVED_REFS, Reason::ResolvedRefs, "it refers to nothing"),
+        Some(reference) if (reference.group.as_str(), reference.kind.as_str()) == ("", "ConfigMap") => {
+            let message = format!("ConfigMap {} is not read", quoted(&reference.name));
+            not(Reason::InvalidCACertificateRef, message)
+        }
+        Some(reference) => not(Reason::InvalidKind, format!("a {} holds no certificates", quoted(&reference.kind))),
+    }
 }
 
 fn tls(spec: &BackendTlsPolicySpec) -> Result<Tls, Condition> {

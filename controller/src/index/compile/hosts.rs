@@ -51,19 +51,21 @@ impl Index {
             }
             let Some(entry) = self.entries.all.get(name) else { continue };
             let Ok(key) = ServiceKey::shared(Arc::clone(&name.namespace), host.clone()) else { continue };
-            let user = User::Entry(name.clone());
-            let binding = self.binding(&user, &entry.waypoint);
+            let binding = self.binding(&User::Entry(name.clone()), &entry.waypoint);
             let service = self.host_service(name, entry, &key, canonical, &binding, &mut problem);
-            bindings.push((user, binding));
+            bindings.push((name.clone(), binding));
             canonical = false;
             told.namespaces.insert(Arc::clone(&name.namespace));
             changes.push((key.to_string().into(), Some(Resource::Service(service))));
         }
-        for (user, binding) in bindings {
-            if let User::Entry(entry) = &user {
-                self.entry_parent_touched(entry);
+        for (entry, binding) in bindings {
+            self.entry_parent_touched(&entry);
+            let (namespace, user) = (Arc::clone(&entry.namespace), User::Entry(entry));
+            let was_protected = self.is_protected(&user);
+            self.waypoints.bind(user.clone(), Some(binding));
+            if was_protected || self.is_protected(&user) {
+                self.dirty.pods.extend(self.pods_in.of(&namespace).cloned());
             }
-            self.waypoints.bind(user, Some(binding));
         }
         for namespace in before.namespaces.difference(&told.namespaces) {
             let theirs = kubernetes.as_ref().is_some_and(|s| s.namespace == *namespace);

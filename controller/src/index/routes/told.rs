@@ -8,8 +8,8 @@ use loam_manifest::gateway::ParentRef;
 use loam_manifest::{Key, Kind};
 
 use super::Held;
-use crate::index::Index;
 use crate::index::waypoints::User;
+use crate::index::{Index, Problem};
 use crate::resource::Name;
 use crate::routes::{ACCEPTED, Parent, attach, parent};
 use crate::status::{Ancestor, Condition, Reason, RouteStatus};
@@ -30,17 +30,25 @@ fn object(key: &RouteKey) -> Key {
 impl Index {
     /// What is told about each route, to each parent that is ours.
     pub(in crate::index) fn route_statuses(&self) -> impl Iterator<Item = (Key, RouteStatus)> {
-        self.routes.all.iter().map(|(key, held)| {
+        self.routes.all.iter().map(move |(key, held)| {
             let to = |reference: &ParentRef| Some((reference.clone(), self.to_parent(key, held, reference)?));
             let parents = held.written.spec.parents().iter().filter_map(to).collect();
             (object(key), RouteStatus { generation: held.written.generation, parents })
         })
     }
 
+    /// Parts of routes that are not in force.
+    pub(in crate::index) fn route_problems(&self) -> impl Iterator<Item = Problem> {
+        self.routes.all.iter().flat_map(|(key, held)| {
+            let unresolved = held.rules.unresolved.iter().map(|(_, message)| message.clone());
+            let messages = held.rules.flaws.iter().cloned().chain(unresolved);
+            messages.map(move |message| Problem::of(object(key), message))
+        })
+    }
+
     fn to_parent(&self, key: &RouteKey, held: &Held, reference: &ParentRef) -> Option<Vec<Condition>> {
-        let refused = |reason, message: &str| {
-            Some(vec![Condition::is_not(ACCEPTED, reason, message), held.rules.resolved()])
-        };
+        let refused =
+            |reason, message: &str| Some(vec![Condition::is_not(ACCEPTED, reason, message), held.rules.resolved()]);
         let user = match parent(&key.namespace, reference) {
             Parent::Service(name) => User::Service(name),
             Parent::Entry(name) => User::Entry(name),
@@ -65,9 +73,11 @@ impl Index {
         }
         let mut conditions = held.rules.conditions();
         conditions.push(match self.waypoints.binding(&user).and_then(|binding| binding.gateways.first()) {
-            Some(gateway) => {
-                Condition::is(RESOLVED_WAYPOINTS, Reason::ResolvedWaypoints, format!("waypoint {gateway} carries it out"))
-            }
+            Some(gateway) => Condition::is(
+                RESOLVED_WAYPOINTS,
+                Reason::ResolvedWaypoints,
+                format!("waypoint {gateway} carries it out"),
+            ),
             None => {
                 let message = "the parent has no waypoint, so nobody carries it out: label it istio.io/use-waypoint";
                 Condition::is_not(RESOLVED_WAYPOINTS, Reason::WaypointMissing, message)
@@ -79,7 +89,9 @@ impl Index {
     /// A route of a kind that comes first on every one of the ports, for the same callers (GEP-1294).
     fn conflict(&self, user: &User, key: &RouteKey, ports: &BTreeSet<u16>) -> Option<RouteKey> {
         let of_parent = self.routes.of_parent.get(user)?.iter();
-        let others = of_parent.filter(|other| other.kind < key.kind && other.namespace == key.namespace);
+        // They are in the order of their kinds.
+        let better = of_parent.take_while(|other| other.kind < key.kind);
+        let others = better.filter(|other| other.namespace == key.namespace);
         let others: Vec<_> = others.filter_map(|other| self.route_for(user, other)).collect();
         let winner = |port: &u16| others.iter().find(|other| other.ports.contains(port));
         let winners: Option<Vec<_>> = ports.iter().map(winner).collect();
@@ -88,10 +100,12 @@ impl Index {
 
     /// What is told about policies for backends, to each waypoint that reaches one of their services.
     pub(in crate::index) fn backend_policy_statuses(&self) -> Vec<(Key, Option<i64>, Vec<Ancestor>)> {
-        let key = |kind, name: &Name| Key { kind, namespace: Arc::clone(&name.namespace), name: Arc::clone(&name.name) };
+        let key =
+            |kind, name: &Name| Key { kind, namespace: Arc::clone(&name.namespace), name: Arc::clone(&name.name) };
         let traffic = self.routes.traffic.iter().map(|(name, (_, policy))| {
-            let in_force = |service: &Name, _: Option<&str>| self.routes.traffic_of(service).map(|(name, _)| name.clone());
-            let ancestors = self.ancestors(name, &policy.services, &policy.accepted, in_force);
+            let in_force =
+                |service: &Name, _: Option<&str>| self.routes.traffic_of(service).map(|(name, _)| name.clone());
+            let ancestors = self.ancestors(name, &policy.services, &policy.accepted, &[], in_force);
             (key(Kind::BackendTrafficPolicy, name), policy.generation, ancestors)
         });
         let tls = self.routes.tls.iter().map(|(name, (_, policy))| {
@@ -102,7 +116,8 @@ impl Index {
             let in_force = |service: &Name, port: Option<&str>| {
                 self.routes.tls_of(service, port.unwrap_or_default()).map(|(name, _)| name.clone())
             };
-            let ancestors = self.ancestors(name, &policy.services, &accepted, in_force);
+            let resolved = std::slice::from_ref(&policy.resolved);
+            let ancestors = self.ancestors(name, &policy.services, &accepted, resolved, in_force);
             (key(Kind::BackendTlsPolicy, name), policy.generation, ancestors)
         });
         traffic.chain(tls).collect()
@@ -113,6 +128,7 @@ impl Index {
         policy: &Name,
         targets: &[(Arc<str>, Option<Arc<str>>)],
         accepted: &Condition,
+        others: &[Condition],
         in_force: impl Fn(&Name, Option<&str>) -> Option<Name>,
     ) -> Vec<Ancestor> {
         let mut ancestors = BTreeMap::new();
@@ -128,7 +144,7 @@ impl Index {
                 (true, _) => accepted.clone(),
             };
             for gateway in self.gateways_that_reach(&service) {
-                ancestors.entry(gateway).or_insert_with(|| vec![condition.clone()]);
+                ancestors.entry(gateway).or_insert_with(|| [std::slice::from_ref(&condition), others].concat());
             }
         }
         ancestors.into_iter().map(|(gateway, conditions)| Ancestor { gateway, conditions }).collect()

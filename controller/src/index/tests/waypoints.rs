@@ -4,7 +4,7 @@ use super::*;
 use crate::index::waypoints::User;
 
 /// A waypoint `shop/w` with a pod that is ready.
-const WAYPOINT: &str = "
+pub(super) const WAYPOINT: &str = "
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
 metadata: {name: w, namespace: shop}
@@ -25,7 +25,7 @@ spec: {containers: []}
 status: {podIP: 10.0.0.100, conditions: [{type: Ready, status: \"True\"}]}
 ";
 
-fn service(namespace: &str, labels: &str) -> String {
+pub(super) fn service(namespace: &str, labels: &str) -> String {
     format!(
         "---\napiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: {namespace}, labels: {{{labels}}}}}\n\
          spec: {{clusterIP: 10.96.0.1, ports: [{{port: 80}}]}}\n"
@@ -69,14 +69,20 @@ fn only_who_says_so_lets_connections_pass_a_waypoint_that_is_not_there() {
     let labelled = service("shop", USES);
     let passing = labelled.replace("labels:", "annotations: {loam.dev/waypoint-unavailable: pass}, labels:");
     let mut world = World::of(&passing);
-    check(&world, "shop", "", "false WaypointMissing");
-    world.apply(WAYPOINT);
-    check(&world, "shop", VIA, "true WaypointAccepted");
+    let bypass = |world: &World| {
+        let binding = world.index.waypoints.binding(&User::Service(Name::new("shop", "web"))).unwrap();
+        binding.waypoint.as_ref().map(|waypoint| waypoint.bypass)
+    };
+    check(&world, "shop", VIA, "false WaypointMissing");
+    assert_eq!(bypass(&world), Some(true));
+    world.apply(&labelled);
+    assert_eq!(bypass(&world), Some(false));
 }
 
 #[test]
 fn a_namespace_names_the_waypoint_of_all_that_is_in_it() {
-    let namespace = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {istio.io/use-waypoint: w}}\n";
+    let namespace =
+        "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {istio.io/use-waypoint: w}}\n";
     let mut world = World::of(&[WAYPOINT, &service("shop", ""), &service("shop2", "")].concat());
     check(&world, "shop", "", "");
     world.apply(namespace);
@@ -90,9 +96,10 @@ fn a_namespace_names_the_waypoint_of_all_that_is_in_it() {
 #[test]
 fn traffic_that_a_waypoint_does_not_take_goes_past_it() {
     let gateway = |traffic: &str| {
-        WAYPOINT.replace("{name: w, namespace: shop}\nspec: {gateway", &format!(
-            "{{name: w, namespace: shop, labels: {{istio.io/waypoint-for: {traffic}}}}}\nspec: {{gateway"
-        ))
+        WAYPOINT.replace(
+            "{name: w, namespace: shop}\nspec: {gateway",
+            &format!("{{name: w, namespace: shop, labels: {{istio.io/waypoint-for: {traffic}}}}}\nspec: {{gateway"),
+        )
     };
     let pod = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace: shop, labels: {istio.io/use-waypoint: w}}\n\
                spec: {containers: []}\nstatus: {podIP: 10.0.0.1}\n";
@@ -114,8 +121,11 @@ fn another_namespace_is_admitted_by_a_listener_or_refused() {
     let other = service("other", USES);
     let mut world = World::of(&[WAYPOINT, &other].concat());
     check(&world, "other", "via=shop/not-allowed.w.shop.invalid:15008", "false AttachmentDenied");
-    let selecting = WAYPOINT.replace("HBONE}", "HBONE, allowedRoutes: {namespaces: {from: Selector, selector: \
-                                                {matchLabels: {team: red}}}}}");
+    let selecting = WAYPOINT.replace(
+        "HBONE}",
+        "HBONE, allowedRoutes: {namespaces: {from: Selector, selector: \
+                                                {matchLabels: {team: red}}}}}",
+    );
     world.apply(&selecting);
     check(&world, "other", "via=shop/not-allowed.w.shop.invalid:15008", "false AttachmentDenied");
     world.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: other, labels: {team: red}}\n");
@@ -135,7 +145,10 @@ fn a_canary_takes_its_share_while_it_is_ready() {
     check(&world, "shop", VIA, "true WaypointAccepted");
     world.apply(&canary);
     let text = &world.resources["shop/web.shop.svc.cluster.local"];
-    assert!(text.contains("90%=shop/w.shop.svc.cluster.local:15008 10%=shop/w2.shop.svc.cluster.local:15008"), "{text}");
+    assert!(
+        text.contains("90%=shop/w.shop.svc.cluster.local:15008 10%=shop/w2.shop.svc.cluster.local:15008"),
+        "{text}"
+    );
     world.delete(Kind::Pod, "shop", "w2-1");
     check(&world, "shop", VIA, "true WaypointAccepted");
 }
@@ -158,7 +171,8 @@ fn a_service_entry_and_a_workload_entry_have_waypoints_too() {
     for name in ["shop/e.org", "Kubernetes/networking.istio.io/WorkloadEntry/shop/vm"] {
         assert!(world.resources[name].contains(VIA), "{}", world.resources[name]);
     }
-    let condition = |user: User| world.index.waypoints.binding(&user).and_then(|b| b.condition.clone()).map(|c| c.holds);
+    let condition =
+        |user: User| world.index.waypoints.binding(&user).and_then(|b| b.condition.clone()).map(|c| c.holds);
     assert_eq!(condition(User::Entry(Name::new("shop", "e"))), Some(true));
     assert_eq!(condition(User::Machine(Name::new("shop", "vm"))), Some(true));
 }
