@@ -124,7 +124,45 @@ impl State {
                     Some(_) => (200, self.store(path.to_owned(), object)),
                 }
             }
+            Method::PATCH => {
+                let (sent, of_status) = (sent(), path.strip_suffix("/status"));
+                let path = of_status.unwrap_or(path);
+                let old = self.objects.get(path).cloned();
+                let version = sent.pointer("/metadata/resourceVersion").filter(|version| !version.is_null());
+                match (old, version) {
+                    (None, _) if of_status.is_some() => status(404),
+                    (Some(old), Some(version)) if old["metadata"]["resourceVersion"] != *version => status(409),
+                    (old, _) => {
+                        let mut object = old.unwrap_or_else(|| json!({}));
+                        merge(&mut object, sent);
+                        (200, self.store(path.to_owned(), object))
+                    }
+                }
+            }
+            Method::DELETE => match self.objects.remove(path) {
+                None => status(404),
+                Some(object) => (200, object),
+            },
             _ => status(405),
         }
+    }
+}
+
+/// RFC 7396.
+fn merge(base: &mut Value, patch: Value) {
+    match (base, patch) {
+        (Value::Object(base), Value::Object(patch)) => {
+            for (field, value) in patch {
+                match value {
+                    Value::Null => drop(base.remove(&field)),
+                    value => merge(base.entry(field).or_insert(Value::Null), value),
+                }
+            }
+        }
+        (base, Value::Object(patch)) => {
+            *base = json!({});
+            merge(base, Value::Object(patch));
+        }
+        (base, patch) => *base = patch,
     }
 }

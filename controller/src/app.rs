@@ -22,7 +22,7 @@ use tonic::Status;
 use tonic::transport::Server;
 
 use crate::ca::authority::{Authority, ROOT_FILE};
-use crate::ca::{Authenticate, CaService, Entitled, Refused, Reviews, Tokens, files, secrets};
+use crate::ca::{Account, Authenticate, CaService, Entitled, Refused, Reviews, Tokens, files, secrets};
 use crate::config::{Serve, Token};
 use crate::debug::{self, Clients};
 use crate::index::Residents;
@@ -32,6 +32,7 @@ use crate::publish::Published;
 use crate::roots;
 use crate::serve::{self, MAX_STREAMS, PING_INTERVAL, PING_TIMEOUT};
 use crate::updates;
+use crate::writer;
 
 /// How long the parts may take to end.
 const END: Duration = Duration::from_secs(5);
@@ -122,7 +123,7 @@ pub async fn start(config: Serve, filter: Option<&Filter>) -> Result<Running> {
     anyhow::ensure!(owner.begin(&mut updates).await, "the watch of {} has ended", config.source);
     objects.open();
 
-    let ads = Ads::new(published.stores(), by_node(Arc::clone(&authenticate)), clients);
+    let ads = Ads::new(published.stores(), by_proxy(Arc::clone(&authenticate), owner.residents()), clients);
     let ca = CaService::new(Arc::clone(&authority), authenticate, OnNode(owner.residents()));
     let router = Server::builder()
         .http2_keepalive_interval(Some(PING_INTERVAL))
@@ -132,6 +133,8 @@ pub async fn start(config: Serve, filter: Option<&Filter>) -> Result<Running> {
         .add_service(IstioCertificateServiceServer::new(ca).max_decoding_message_size(MAX_CSR_BYTES));
     let tls = Arc::new(authority.serving_config(&config.serving_names)?);
 
+    let (leads, led) = watch::channel(false);
+    let wishes = owner.wishes(led.clone());
     let end = ended(&drain);
     parts.spawn(async move {
         tokio::select! {
@@ -142,16 +145,16 @@ pub async fn start(config: Serve, filter: Option<&Filter>) -> Result<Running> {
     let end = ended(&drain);
     parts.spawn(async move { serve::serve(listener, tls, router, end).await.context("serve proxies") });
     if let Some(client) = client {
-        let (leads, led) = watch::channel(false);
         let (name, namespace) = (candidate(), config.namespace.clone());
-        let (roots, end) = (authority.roots_pem(), ended(&drain));
+        let (roots, template, end) = (authority.roots_pem(), config.template.clone(), ended(&drain));
         parts.spawn(async move {
             tokio::select! {
                 () = leader::stand(client.clone(), &namespace, name, leads) => {}
-                () = roots::keep(client.clone(), roots, led) => {}
+                () = roots::keep(client.clone(), roots, led.clone()) => {}
+                () = writer::keep(client.clone(), template, wishes, led) => {}
                 () = end => return Ok(()),
             }
-            Err(anyhow::anyhow!("the publication of the roots has ended"))
+            Err(anyhow::anyhow!("what writes to the API server has ended"))
         });
     }
     serves.open();
@@ -207,14 +210,24 @@ fn publish_roots(data_dir: &Path, authority: &Authority) -> Result<()> {
     Ok(files::publish(&data_dir.join(ROOT_FILE), authority.roots_pem().as_bytes())?)
 }
 
-/// Streams of configuration are for nodes, as certificates are.
-fn by_node(authenticate: Authenticate) -> impl Fn(&tonic::metadata::MetadataMap) -> Authenticating + Send + Sync {
+/// Streams of configuration are for nodes and waypoints, as certificates are.
+fn by_proxy(
+    authenticate: Authenticate,
+    residents: Arc<Residents>,
+) -> impl Fn(&tonic::metadata::MetadataMap) -> Authenticating + Send + Sync {
     move |metadata| {
-        let caller = authenticate(metadata);
+        let (caller, residents) = (authenticate(metadata), Arc::clone(&residents));
         // Whoever is refused learns nothing about why.
         Box::pin(async move {
             match caller.await {
-                Ok(caller) => Ok(caller.node),
+                Ok(caller) => match &caller.account {
+                    Some(account) if !residents.has_waypoint(&account.namespace, &account.name, &caller.node) => {
+                        let caller = caller.name();
+                        tracing::warn!(caller, "neither a trusted node account nor a pod of a waypoint");
+                        Err(Status::unauthenticated("not authenticated"))
+                    }
+                    Some(_) | None => Ok(caller.name()),
+                },
                 Err(Refused::Stranger(why)) => {
                     tracing::warn!(why, "proxy not authenticated");
                     Err(Status::unauthenticated("not authenticated"))
@@ -234,5 +247,9 @@ struct OnNode(Arc<Residents>);
 impl Entitled for OnNode {
     fn runs_on(&self, identity: &Identity, node: &str) -> bool {
         self.0.runs_on(identity, node)
+    }
+
+    fn has_waypoint(&self, account: &Account, node: &str) -> bool {
+        self.0.has_waypoint(&account.namespace, &account.name, node)
     }
 }

@@ -15,6 +15,7 @@ use loam_rt::telemetry::LogFormat;
 
 use crate::ca::Account;
 use crate::index::Mesh;
+use crate::provision::Template;
 
 /// What the process is asked to do.
 #[derive(Debug, Clone)]
@@ -40,6 +41,8 @@ pub struct Serve {
     pub trusted_node_accounts: Vec<Account>,
     /// What all resources have in common.
     pub mesh: Mesh,
+    /// How waypoints are made, if they are.
+    pub template: Option<Template>,
     /// Names and addresses of the serving certificate.
     pub serving_names: Vec<String>,
     /// The user's own authority: certificate and key.
@@ -155,6 +158,15 @@ struct ServeArgs {
     /// What workloads may do with destinations that nobody declared: ALLOW_ANY or REGISTRY_ONLY
     #[arg(long, env = "OUTBOUND_TRAFFIC_POLICY", default_value = "ALLOW_ANY")]
     outbound_traffic_policy: String,
+    /// Image of waypoints, with the source kubernetes; without it none is made, and whoever has a Gateway brings its own
+    #[arg(long, env = "WAYPOINT_IMAGE", default_value = "")]
+    waypoint_image: String,
+    /// When nodes pull that image: Always, IfNotPresent or Never
+    #[arg(long, env = "WAYPOINT_PULL_POLICY", default_value = "IfNotPresent")]
+    waypoint_pull_policy: String,
+    /// Name of a Secret for the registry of that image, in the waypoint's namespace; may be repeated
+    #[arg(long = "waypoint-pull-secret", env = "WAYPOINT_PULL_SECRETS", value_delimiter = ',')]
+    waypoint_pull_secrets: Vec<String>,
     /// Name or address by which proxies call; may be repeated. Without it localhost, 127.0.0.1 and ::1, or with the
     /// source kubernetes localhost and the names of the Service istiod
     #[arg(long = "serving-name")]
@@ -265,6 +277,7 @@ impl ServeArgs {
     fn check(self) -> Result<Serve, Vec<String>> {
         let mut check = Check::default();
         let source: Option<Source> = check.needed("source", &self.source, |c| c.value("source", &self.source));
+        let template = (source == Some(Source::Kubernetes) && !self.waypoint_image.is_empty()).then(|| self.template());
         let listen = check.value("listen", &self.listen);
         let data_dir = match source {
             Some(Source::Kubernetes) => None,
@@ -317,6 +330,10 @@ impl ServeArgs {
                 check.mistake("serving-name", format_args!("{name:?} is neither an address nor a DNS name"));
             }
         }
+        if !matches!(self.waypoint_pull_policy.as_str(), "Always" | "IfNotPresent" | "Never") {
+            let policy = &self.waypoint_pull_policy;
+            check.mistake("waypoint-pull-policy", format_args!("{policy:?} is not Always, IfNotPresent or Never"));
+        }
         let max_certificate_ttl = check.seconds("max-certificate-ttl", &self.max_certificate_ttl);
         let admin = check.value("admin", &self.admin);
         let has_readiness = !self.readiness.is_empty();
@@ -341,6 +358,7 @@ impl ServeArgs {
                 namespace: self.namespace,
                 trusted_node_accounts: accounts.into_iter().collect::<Option<Vec<_>>>()?,
                 mesh: mesh()?,
+                template,
                 serving_names,
                 authority,
                 max_certificate_ttl: max_certificate_ttl?,
@@ -353,6 +371,27 @@ impl ServeArgs {
         match check.mistakes.is_empty() {
             true => serve().ok_or(check.mistakes),
             false => Err(check.mistakes),
+        }
+    }
+}
+
+impl ServeArgs {
+    /// How waypoints are made: they are told what all proxies are told.
+    fn template(&self) -> Template {
+        let env = [
+            ("ROOT_NAMESPACE", &self.root_namespace),
+            ("TRUST_DOMAIN", &self.trust_domain),
+            ("CLUSTER_ID", &self.cluster),
+            ("NETWORK", &self.network),
+            ("LOG_FORMAT", &self.log_format),
+        ];
+        let secrets = self.waypoint_pull_secrets.iter().filter(|secret| !secret.is_empty());
+        Template {
+            image: self.waypoint_image.clone(),
+            pull_policy: self.waypoint_pull_policy.clone(),
+            pull_secrets: secrets.cloned().collect(),
+            control_plane: format!("{SERVICE}.{}.svc:15012", self.namespace),
+            env: env.into_iter().map(|(name, value)| (name.to_owned(), value.clone())).collect(),
         }
     }
 }

@@ -10,9 +10,29 @@
 //! | `discovery.k8s.io` | endpointslices | list, watch |
 //! | `security.istio.io` | authorizationpolicies, peerauthentications | list, watch |
 //! | `networking.istio.io` | serviceentries, sidecars, workloadentries | list, watch |
+//! | `gateway.networking.k8s.io` | backendtlspolicies, gatewayclasses, gateways, grpcroutes, httproutes, tcproutes, tlsroutes | get, list, watch |
+//! | `gateway.networking.x-k8s.io` | xbackendtrafficpolicies | get, list, watch |
 //! | `authentication.k8s.io` | tokenreviews | create |
 //! | `""` | configmaps | create |
 //! | `""` | configmaps, by name `istio-ca-root-cert` | get, update |
+//!
+//! The same for waypoints and what is told about them:
+//!
+//! | apiGroups | resources | verbs |
+//! |---|---|---|
+//! | `gateway.networking.k8s.io` | gatewayclasses | create |
+//! | `apiextensions.k8s.io` | customresourcedefinitions, by name `gatewayclasses.gateway.networking.k8s.io` | get |
+//! | `gateway.networking.k8s.io` | backendtlspolicies/status, gatewayclasses/status, gateways/status, grpcroutes/status, httproutes/status, tcproutes/status, tlsroutes/status | patch |
+//! | `gateway.networking.x-k8s.io` | xbackendtrafficpolicies/status | patch |
+//! | `networking.istio.io` | serviceentries | get |
+//! | `networking.istio.io` | serviceentries/status | patch |
+//! | `""` | services/status | patch |
+//! | `""` | events | create |
+//! | `""` | configmaps | get |
+//! | `""` | serviceaccounts, services | get, create, patch |
+//! | `apps` | deployments | get, create, patch |
+//! | `policy` | poddisruptionbudgets | get, create, patch, delete |
+//! | `autoscaling` | horizontalpodautoscalers | get, create, patch, delete |
 //!
 //! In its own namespace:
 //!
@@ -33,6 +53,7 @@ pub mod index;
 pub mod leader;
 pub mod owner;
 pub mod policy;
+pub mod provision;
 pub mod publish;
 pub mod resource;
 pub mod roots;
@@ -40,3 +61,4 @@ pub mod routes;
 pub mod serve;
 pub mod status;
 pub mod updates;
+pub mod writer;

@@ -12,7 +12,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::index::{self, Compiled, Index, Mesh, Residents};
+use crate::index::{self, Compiled, Index, Mesh, Residents, Wishes};
 use crate::policy::status::Status;
 use crate::publish::Published;
 
@@ -22,6 +22,9 @@ const MAX_LOGGED: usize = 100;
 /// Pause between two steps: a proxy that keeps up has taken the first long before. One that does not may be told both
 /// at once.
 const STEP: Duration = Duration::from_millis(500);
+
+/// Pause before what is to be written to an API server is put together: much of what changes, changes together.
+const WRITE: Duration = Duration::from_millis(50);
 
 /// One thing that somebody should look at, wherever it was found.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -87,6 +90,15 @@ pub struct Owner {
     problems: watch::Sender<Arc<[Problem]>>,
     policies: watch::Sender<Arc<[Status]>>,
     counts: Arc<Counts>,
+    writing: Option<Writing>,
+}
+
+/// What is to be written to an API server, while this controller leads.
+#[derive(Debug)]
+struct Writing {
+    leads: watch::Receiver<bool>,
+    wishes: watch::Sender<Arc<Wishes>>,
+    due: Option<Instant>,
 }
 
 impl Owner {
@@ -95,7 +107,17 @@ impl Owner {
         let (problems, policies) = (watch::Sender::new(Arc::default()), watch::Sender::new(Arc::default()));
         let index = Index::new(mesh);
         let (steps, due) = (VecDeque::new(), None);
-        Self { index, published, steps, due, of_source: Vec::new(), problems, policies, counts: Arc::default() }
+        Self {
+            index,
+            published,
+            steps,
+            due,
+            of_source: Vec::new(),
+            problems,
+            policies,
+            counts: Arc::default(),
+            writing: None,
+        }
     }
 
     /// Who runs where.
@@ -107,6 +129,13 @@ impl Owner {
     pub fn view(&self) -> View {
         let (problems, policies) = (self.problems.subscribe(), self.policies.subscribe());
         View { problems, policies, counts: Arc::clone(&self.counts) }
+    }
+
+    /// What is to be written to an API server, while `leads` says so.
+    pub fn wishes(&mut self, leads: watch::Receiver<bool>) -> watch::Receiver<Arc<Wishes>> {
+        let (wishes, wished) = watch::channel(Arc::default());
+        self.writing = Some(Writing { leads, wishes, due: None });
+        wished
     }
 
     /// Takes in all that there is to begin with. Nothing is published before it is complete: half a mesh would look
@@ -146,16 +175,51 @@ impl Owner {
 
     /// Follows the source until it ends.
     pub async fn follow(mut self, mut updates: Updates) {
+        let mut leads = self.writing.as_ref().map(|writing| writing.leads.clone());
         loop {
             let due = self.due;
             let pause = async { tokio::time::sleep_until(due.unwrap_or_else(Instant::now)).await };
+            let write = self.writing.as_ref().and_then(|writing| writing.due);
+            let wished = async { tokio::time::sleep_until(write.unwrap_or_else(Instant::now)).await };
+            let turned = async {
+                let turned = match &mut leads {
+                    Some(leads) => leads.changed().await.is_ok(),
+                    None => false,
+                };
+                if !turned {
+                    std::future::pending::<()>().await;
+                }
+            };
             tokio::select! {
+                () = turned => self.write_soon(),
+                () = wished, if write.is_some() => self.wish(),
                 update = updates.next() => match update {
                     Some(update) => self.update(update),
                     None => return,
                 },
                 () = pause, if due.is_some() => drop(self.step()),
             }
+        }
+    }
+
+    /// What is to be written may be something else.
+    fn write_soon(&mut self) {
+        if let Some(writing) = &mut self.writing {
+            let leads = *writing.leads.borrow();
+            // A time that is set stays: what changes all the time is written too.
+            writing.due = leads.then(|| writing.due.unwrap_or_else(|| Instant::now() + WRITE));
+        }
+    }
+
+    fn wish(&mut self) {
+        if let Some(writing) = &mut self.writing {
+            writing.due = None;
+            let wishes = self.index.wishes();
+            writing.wishes.send_if_modified(|before| {
+                let moved = **before != wishes;
+                *before = Arc::new(wishes);
+                moved
+            });
         }
     }
 
@@ -168,7 +232,11 @@ impl Owner {
 
     fn finish(&mut self, started: Instant, objects: usize) {
         let compiled = self.index.compile();
-        let resources = compiled.changes.len() + compiled.policies.len() + compiled.last.len();
+        let resources = compiled.changes.len()
+            + compiled.policies.len()
+            + compiled.last.len()
+            + compiled.routes.len()
+            + compiled.traffic.len();
         // What is left of the last change comes before this one.
         while self.step().is_some() {}
         self.steps.extend(compiled.steps());
@@ -186,6 +254,7 @@ impl Owner {
             tracing::debug!(objects, resources, "manifests changed nothing");
         }
         self.policies.send_replace(self.index.policies());
+        self.write_soon();
         let of_index = self.index.problems();
         self.tell_problems(of_index);
     }

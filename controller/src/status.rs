@@ -1,5 +1,8 @@
 //! What people are told about objects of the Gateway API and about whoever has a waypoint: pure values.
 
+pub mod gateway;
+pub mod patch;
+
 use std::fmt;
 
 use loam_manifest::gateway::ParentRef;
@@ -36,7 +39,6 @@ impl Condition {
 #[expect(missing_docs, reason = "the words are theirs, and say it")]
 pub enum Reason {
     Accepted,
-    AddressNotAssigned,
     AttachmentDenied,
     BackendNotFound,
     CanaryInvalidWeight,
@@ -57,11 +59,12 @@ pub enum Reason {
     RefNotPermitted,
     ResolvedRefs,
     ResolvedWaypoints,
+    SupportedVersion,
     TargetNotFound,
-    UnsupportedAddress,
     UnsupportedProtocol,
     UnsupportedTrafficType,
     UnsupportedValue,
+    UnsupportedVersion,
     WaypointAccepted,
     WaypointIsNotReady,
     WaypointMissing,

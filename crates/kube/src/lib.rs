@@ -22,7 +22,7 @@ pub use cluster::{AskError, Cluster, Permission, Version};
 pub use forward::{ForwardError, MAX_ANSWER_BYTES};
 pub use kube::Client;
 pub use objects::Objects;
-pub use resource::Selection;
+pub use resource::{Selection, object_path};
 pub use updates::Updates;
 
 #[cfg(test)]

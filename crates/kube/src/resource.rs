@@ -1,6 +1,6 @@
 //! Where an API server keeps objects of a kind.
 
-use loam_manifest::Kind;
+use loam_manifest::{Key, Kind};
 
 /// Objects to follow.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +64,15 @@ pub(crate) fn optional(kind: Kind) -> bool {
 /// Path of the objects of a kind in one of its versions, of all namespaces.
 pub(crate) fn path(kind: Kind, api_version: &str) -> String {
     format!("{}/{}", root(api_version), plural(kind))
+}
+
+/// Path of one object in a version of its kind.
+pub fn object_path(key: &Key, api_version: &str) -> String {
+    let (root, plural) = (root(api_version), plural(key.kind));
+    match key.kind.namespaced() {
+        true => format!("{root}/namespaces/{}/{plural}/{}", key.namespace, key.name),
+        false => format!("{root}/{plural}/{}", key.name),
+    }
 }
 
 /// Path of everything in a version of a group.

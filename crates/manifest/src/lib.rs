@@ -25,7 +25,7 @@ mod watch;
 
 pub use located::{Located, Value};
 pub use object::{DEFAULT_NAMESPACE, Key, Kind, Object};
-pub use parse::told;
+pub use parse::{told, value};
 pub use problem::{Problem, Severity};
 pub use source::{Source, SourceError};
 pub use tree::Change;

@@ -354,6 +354,12 @@ pub fn told(kind: Kind, value: serde_json::Value) -> Result<Object, String> {
     Ok(object)
 }
 
+/// A YAML text within the bounds of a manifest, as a value. An error says what is wrong with it.
+pub fn value(text: &str) -> Result<serde_json::Value, String> {
+    let document = Document { text, line: 1 };
+    decode(Format::Yaml, document).map_err(|(line, message)| format!("line {line}: {message}"))
+}
+
 fn decode<T: DeserializeOwned>(format: Format, document: Document<'_>) -> Result<T, Fault> {
     match format {
         Format::Yaml => serde_saphyr::from_str_with_options(document.text, yaml_options()).map_err(|e| {

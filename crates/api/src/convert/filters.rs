@@ -24,10 +24,9 @@ fn filter(interner: &mut Interner, message: wire::Filter) -> Result<Filter, Fiel
         Some(Type::RequestHeaders(edits)) => Filter::RequestHeaders(header_edits(edits)?),
         Some(Type::ResponseHeaders(edits)) => Filter::ResponseHeaders(header_edits(edits)?),
         Some(Type::Redirect(message)) => Filter::Redirect(redirect(message)?),
-        Some(Type::Rewrite(message)) => Filter::Rewrite(Rewrite {
-            host: host(&message.host)?,
-            path: message.path.map(path).transpose()?,
-        }),
+        Some(Type::Rewrite(message)) => {
+            Filter::Rewrite(Rewrite { host: host(&message.host)?, path: message.path.map(path).transpose()? })
+        }
         Some(Type::Mirror(message)) => Filter::Mirror(Mirror {
             upstream: upstream(interner, message.upstream)?,
             share: share("share", message.share)?,

@@ -75,7 +75,10 @@ fn rule(interner: &mut Interner, message: wire::Rule) -> Result<Rule, FieldError
     let matches = message.matches.into_iter().enumerate();
     let matches = matches.map(|(i, m)| one_match(m).map_err(|e| e.within(format_args!("matches[{i}]"))));
     Ok(Rule {
-        name: Some(message.name).filter(|name| !name.is_empty()).map(|name| valid_text("name", &name).map(Arc::from)).transpose()?,
+        name: Some(message.name)
+            .filter(|name| !name.is_empty())
+            .map(|name| valid_text("name", &name).map(Arc::from))
+            .transpose()?,
         matches: matches.collect::<Result<_, _>>()?,
         filters: filters::read(interner, message.filters)?,
         backends,
@@ -118,7 +121,10 @@ pub(super) fn upstream(interner: &mut Interner, message: Option<wire::Upstream>)
             },
         },
         // Its share of the requests fails; the other backends need not.
-        None => Upstream::Invalid { reference: "a backend of a kind that is not known".into(), why: InvalidRef::InvalidKind },
+        None => Upstream::Invalid {
+            reference: "a backend of a kind that is not known".into(),
+            why: InvalidRef::InvalidKind,
+        },
     })
 }
 
@@ -204,7 +210,9 @@ pub(super) fn method(field: &str, name: &str) -> Result<Method, FieldError> {
 /// A text to compare with, or to put in the place of another.
 pub(super) fn value(field: &str, text: &str) -> Result<Arc<str>, FieldError> {
     match text.len() {
-        len if len > MAX_VALUE_BYTES => Err(FieldError::new(field, format!("{len} bytes are more than {MAX_VALUE_BYTES}"))),
+        len if len > MAX_VALUE_BYTES => {
+            Err(FieldError::new(field, format!("{len} bytes are more than {MAX_VALUE_BYTES}")))
+        }
         _ => Ok(text.into()),
     }
 }

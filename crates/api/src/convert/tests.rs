@@ -354,3 +354,273 @@ fn a_mode_of_egress_that_is_not_known_is_the_strictest() {
     assert!(egress(1, "a\nb").is_err());
     assert!(egress(1, &"x".repeat(1025)).is_err());
 }
+
+mod waypoints {
+    use loam_core::http::route::{Route, ServiceRoutes};
+    use loam_core::http::traffic::ServiceTraffic;
+
+    use super::*;
+    use crate::waypoint as wire;
+    use crate::{ROUTES_TYPE, TRAFFIC_TYPE};
+
+    const NAME: &str = "infra/w/shop/web.shop.svc";
+
+    fn pattern(pattern: wire::pattern::Type) -> Option<wire::Pattern> {
+        Some(wire::Pattern { r#type: Some(pattern) })
+    }
+
+    fn filter(filter: wire::filter::Type) -> wire::Filter {
+        wire::Filter { r#type: Some(filter) }
+    }
+
+    fn share() -> Option<wire::Share> {
+        Some(wire::Share { parts: 1, of: 3 })
+    }
+
+    fn upstream() -> Option<wire::Upstream> {
+        let service = wire::ServicePort {
+            namespace: "shop".into(),
+            hostname: "b.shop.svc".into(),
+            port: 80,
+            subset: "v1".into(),
+        };
+        Some(wire::Upstream { r#type: Some(wire::upstream::Type::Service(service)) })
+    }
+
+    fn session() -> wire::Session {
+        let cookie = wire::session::Cookie { name: "s".into(), path: "/".into(), permanent: true };
+        wire::Session {
+            token: Some(wire::session::Token::Cookie(cookie)),
+            absolute_timeout_millis: Some(1),
+            idle_timeout_millis: Some(2),
+        }
+    }
+
+    /// A rule with everything said.
+    fn rule() -> wire::Rule {
+        use wire::filter::Type;
+        let header = wire::Header { name: "a".into(), value: Bytes::from_static(b"b") };
+        let edits = wire::HeaderEdits { set: vec![header.clone()], add: vec![], remove: vec!["c".into()] };
+        let path = |edit| Some(wire::PathEdit { r#type: Some(edit) });
+        let redirect = wire::Redirect {
+            scheme: wire::redirect::Scheme::Https.into(),
+            host: "h.org".into(),
+            port: 8443,
+            path: path(wire::path_edit::Type::Full("/x".into())),
+            status: 301,
+        };
+        let rewrite = wire::Rewrite { host: "h.org".into(), path: path(wire::path_edit::Type::Prefix("/y".into())) };
+        let origin = |origin| wire::cors::Origin { r#type: Some(origin) };
+        let wildcard = wire::cors::Wildcard { before: "https://".into(), behind: ".org".into() };
+        let cors = wire::Cors {
+            allow_origins: vec![
+                origin(wire::cors::origin::Type::Any(true)),
+                origin(wire::cors::origin::Type::Exact("https://a.org".into())),
+                origin(wire::cors::origin::Type::Wildcard(wildcard)),
+            ],
+            allow_methods: Some(wire::cors::Allowed { all: true, these: vec![] }),
+            allow_headers: Some(wire::cors::Allowed { all: false, these: vec!["x".into()] }),
+            expose_headers: None,
+            max_age_millis: Some(5000),
+            credentials: true,
+        };
+        let one_match = wire::Match {
+            path: Some(wire::PathMatch { r#type: Some(wire::path_match::Type::Prefix("/v1".into())) }),
+            method: "GET".into(),
+            headers: vec![wire::ValueMatch {
+                name: "a".into(),
+                value: pattern(wire::pattern::Type::Regex("b+".into())),
+                absent: true,
+            }],
+            query: vec![wire::ValueMatch {
+                name: "q".into(),
+                value: pattern(wire::pattern::Type::Exact("1".into())),
+                absent: false,
+            }],
+        };
+        let method = wire::GrpcMethod { service: pattern(wire::pattern::Type::Exact("s.S".into())), method: None };
+        let grpc = wire::Match {
+            path: Some(wire::PathMatch { r#type: Some(wire::path_match::Type::Grpc(method)) }),
+            ..wire::Match::default()
+        };
+        let invalid = wire::InvalidReference {
+            reference: "nobody".into(),
+            why: wire::invalid_reference::Why::BackendNotFound.into(),
+        };
+        wire::Rule {
+            name: "first".into(),
+            matches: vec![one_match, grpc],
+            filters: vec![
+                filter(Type::RequestHeaders(edits.clone())),
+                filter(Type::ResponseHeaders(edits)),
+                filter(Type::Redirect(redirect)),
+                filter(Type::Rewrite(rewrite)),
+                filter(Type::Mirror(wire::Mirror { upstream: upstream(), share: share() })),
+                filter(Type::Cors(cors)),
+                filter(Type::Respond(wire::Respond { status: 404, body: "no".into() })),
+                filter(Type::Fault(wire::Fault {
+                    delayed: share(),
+                    delay_millis: 5,
+                    aborted: share(),
+                    abort_status: 503,
+                })),
+                filter(Type::Unknown("teleport".into())),
+            ],
+            backends: vec![
+                wire::Backend { weight: 2, upstream: upstream(), filters: vec![] },
+                wire::Backend {
+                    weight: 1,
+                    upstream: Some(wire::Upstream { r#type: Some(wire::upstream::Type::Invalid(invalid)) }),
+                    filters: vec![],
+                },
+            ],
+            request_timeout_millis: Some(1000),
+            backend_timeout_millis: Some(100),
+            retry: Some(wire::Retry {
+                attempts: 2,
+                statuses: vec![503],
+                any_5xx: true,
+                connect_failure: true,
+                reset: true,
+                refused_stream: true,
+                timeout: true,
+                grpc: vec![14],
+                backoff_millis: 25,
+                max_backoff_millis: 250,
+            }),
+            session: Some(session()),
+        }
+    }
+
+    fn routes(rule: wire::Rule) -> wire::ServiceRoutes {
+        let route = wire::Route {
+            kind: wire::route::Kind::Http.into(),
+            namespace: "shop".into(),
+            name: "r".into(),
+            created: 7,
+            ports: vec![80, 8080],
+            hostnames: vec!["*.a.org".into()],
+            order: wire::route::Order::Listed.into(),
+            rules: vec![rule],
+        };
+        wire::ServiceRoutes {
+            gateway: "infra/w".into(),
+            namespace: "shop".into(),
+            hostname: "web.shop.svc".into(),
+            routes: vec![route],
+        }
+    }
+
+    fn decoded(message: wire::ServiceRoutes) -> Result<ServiceRoutes, ConvertError> {
+        match Decoder::default().decode(ROUTES_TYPE, NAME, &message.encode_to_vec())? {
+            Change::Routes(routes) => Ok(routes),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn routes_come_back_as_they_went() {
+        let read = decoded(routes(rule())).unwrap();
+        let (name, body) = encode::routes("infra/w", &read);
+        assert_eq!(name, NAME);
+        assert_eq!(wire::ServiceRoutes::decode(&*body).unwrap(), routes(rule()));
+        let route: &Route = &read.routes[0];
+        assert_eq!((route.created, &route.ports[..], route.rules[0].backends.len()), (7, &[80, 8080][..], 2));
+    }
+
+    #[test]
+    fn what_must_not_be_passed_over_refuses_the_resource_by_its_field() {
+        let without_path = wire::Match { path: Some(wire::PathMatch { r#type: None }), ..wire::Match::default() };
+        let header = |name: &str| wire::Match {
+            headers: vec![wire::ValueMatch {
+                name: name.into(),
+                value: pattern(wire::pattern::Type::Exact("b".into())),
+                absent: false,
+            }],
+            ..wire::Match::default()
+        };
+        let path = |path| wire::Match { path: Some(wire::PathMatch { r#type: Some(path) }), ..wire::Match::default() };
+        for (wrong, field) in [
+            (without_path, "routes[0].rules[0].matches[1].path"),
+            (header("a b"), "routes[0].rules[0].matches[1].headers[0].name"),
+            (path(wire::path_match::Type::Regex("(".into())), "routes[0].rules[0].matches[1].path"),
+        ] {
+            let matches = vec![wire::Match::default(), wrong];
+            let error = decoded(routes(wire::Rule { matches, ..rule() })).unwrap_err();
+            assert_eq!((error.resource.as_str(), error.field.as_str()), (NAME, field));
+        }
+        let mut unknown = routes(rule());
+        unknown.routes[0].kind = 99;
+        assert_eq!(decoded(unknown).unwrap_err().field, "routes[0].kind");
+        let other = wire::ServiceRoutes { gateway: "infra/other".into(), ..routes(rule()) };
+        assert_eq!(decoded(other).unwrap_err().field, "name");
+    }
+
+    #[test]
+    fn a_filter_or_a_backend_of_an_unknown_kind_fails_where_it_stands() {
+        use loam_core::http::backend::Upstream;
+        use loam_core::http::filter::Filter;
+        let unknown = wire::Rule {
+            filters: vec![wire::Filter { r#type: None }],
+            backends: vec![wire::Backend { weight: 1, upstream: None, filters: vec![] }],
+            ..wire::Rule::default()
+        };
+        let read = decoded(routes(unknown)).unwrap();
+        let rule = &read.routes[0].rules[0];
+        assert!(
+            matches!(rule.filters[..], [Filter::Unknown(_)])
+                && matches!(rule.backends[0].upstream, Upstream::Invalid { .. })
+        );
+    }
+
+    #[test]
+    fn traffic_comes_back_as_it_went() {
+        let traffic = wire::Traffic {
+            algorithm: Some(wire::Algorithm {
+                kind: wire::algorithm::Kind::Ring.into(),
+                hash_on: vec![wire::HashOn { r#type: Some(wire::hash_on::Type::Header("a".into())) }],
+            }),
+            slow_start_millis: Some(3),
+            limits: Some(wire::Limits {
+                connections: Some(1),
+                pending: Some(2),
+                requests: Some(3),
+                retries: Some(4),
+                requests_per_connection: Some(5),
+                connect_timeout_millis: Some(6),
+                idle_timeout_millis: Some(7),
+            }),
+            outliers: Some(wire::Outliers { consecutive_5xx: 1, max_percent: 10, ..wire::Outliers::default() }),
+            budget: Some(wire::Budget { percent: 1, interval_millis: 2, min_retries: 3, min_interval_millis: 4 }),
+            session: Some(session()),
+            tls: Some(wire::Tls {
+                server_name: "a.org".into(),
+                names: vec!["b.org".into()],
+                roots: Some(wire::tls::Roots::Pem("pem".into())),
+            }),
+        };
+        let message = wire::ServiceTraffic {
+            gateway: "infra/w".into(),
+            namespace: "shop".into(),
+            hostname: "web.shop.svc".into(),
+            traffic: Some(traffic.clone()),
+            ports: vec![wire::PortTraffic { port: 80, traffic: Some(traffic.clone()) }],
+            subsets: vec![wire::Subset {
+                name: "v1".into(),
+                labels: [("version".into(), "v1".into())].into(),
+                traffic: Some(traffic),
+            }],
+        };
+        let change = Decoder::default().decode(TRAFFIC_TYPE, NAME, &message.encode_to_vec()).unwrap();
+        let Change::Traffic(read) = change else { panic!("{change:?}") };
+        let read: ServiceTraffic = read;
+        assert_eq!(wire::ServiceTraffic::decode(&*encode::traffic("infra/w", &read).1).unwrap(), message);
+    }
+
+    #[test]
+    fn the_removal_of_a_waypoints_resource_names_its_service() {
+        let removed = Decoder::default().removed(ROUTES_TYPE, NAME);
+        assert!(matches!(&removed[..], [Change::RemoveRoutes(key)] if key.to_string() == "shop/web.shop.svc"));
+        assert!(Decoder::default().removed(TRAFFIC_TYPE, "shop/web.shop.svc").is_empty());
+    }
+}

@@ -149,7 +149,11 @@ pub(super) fn session(message: wire::Session) -> Result<Session, FieldError> {
 fn tls(message: wire::Tls) -> Result<Tls, FieldError> {
     Ok(Tls {
         server_name: message.server_name.parse().map_err(named("tls.server_name"))?,
-        names: message.names.iter().map(|name| valid_text("tls.names", name).map(Arc::from)).collect::<Result<_, _>>()?,
+        names: message
+            .names
+            .iter()
+            .map(|name| valid_text("tls.names", name).map(Arc::from))
+            .collect::<Result<_, _>>()?,
         roots: match message.roots {
             Some(wire::tls::Roots::Pem(pem)) if pem.len() <= MAX_ROOTS_BYTES => Roots::Pem(pem.into()),
             Some(wire::tls::Roots::System(_)) => Roots::System,

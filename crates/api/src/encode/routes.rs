@@ -60,12 +60,14 @@ fn backend(value: &Backend) -> wire::Backend {
 pub(super) fn upstream(value: &Upstream) -> wire::Upstream {
     use wire::invalid_reference::Why;
     let target = match value {
-        Upstream::Service(BackendService { service, port, subset }) => wire::upstream::Type::Service(wire::ServicePort {
-            namespace: service.namespace.to_string(),
-            hostname: service.hostname.to_string(),
-            port: u32::from(*port),
-            subset: subset.as_deref().unwrap_or_default().to_owned(),
-        }),
+        Upstream::Service(BackendService { service, port, subset }) => {
+            wire::upstream::Type::Service(wire::ServicePort {
+                namespace: service.namespace.to_string(),
+                hostname: service.hostname.to_string(),
+                port: u32::from(*port),
+                subset: subset.as_deref().unwrap_or_default().to_owned(),
+            })
+        }
         Upstream::Invalid { reference, why } => wire::upstream::Type::Invalid(wire::InvalidReference {
             reference: reference.to_string(),
             why: match why {
