@@ -22,6 +22,7 @@ use crate::pool::Slot;
 use crate::relay::{self, Stream};
 use crate::request::ConnectHeaders;
 use crate::socket::Held;
+use crate::stream::TunnelStream;
 
 /// Longest wait for the answer to CONNECT; the peer dials its application meanwhile.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -165,6 +166,12 @@ impl Opened {
         let app = Held::new(app);
         let Self { send, recv, unread, baggage: _, slot } = self;
         relay::relay_tunnel(Stream { send, recv, unread, slot: Some(slot) }, app, Side::Downstream, hooks)
+    }
+
+    /// The stream as bytes to read and to write.
+    pub fn into_stream(self) -> TunnelStream {
+        let Self { send, recv, unread: _, baggage: _, slot } = self;
+        TunnelStream::new(send, recv, Some(slot))
     }
 }
 

@@ -3,8 +3,9 @@
 //! A caller hands over a connection whole and gets its [`Outcome`] back. [`Pool::open`] asks a peer for a stream and
 //! [`Opened::carry`] takes the application's socket until both ends are done; [`serve`] runs an accepted tunnel and
 //! gives each CONNECT to a [`Handler`], which answers with [`Incoming::accept`] and carries likewise;
-//! [`relay_plain`] joins two sockets without a tunnel. No caller ever copies a byte, so tunnels, framing and
-//! application sockets may move to an engine of their own behind these same calls.
+//! [`relay_plain`] joins two sockets without a tunnel. Who carries connections whole never copies a byte, so tunnels,
+//! framing and application sockets may move to an engine of their own behind these same calls. Who speaks a protocol
+//! inside a stream, as a waypoint does, takes it as a [`TunnelStream`] instead.
 //!
 //! FIN stays FIN and a reset stays a reset on every path: what one side did is what the other side sees.
 
@@ -17,6 +18,7 @@ mod relay;
 mod request;
 mod serve;
 mod socket;
+mod stream;
 mod transport;
 mod upkeep;
 
@@ -27,4 +29,5 @@ pub use relay::relay_plain;
 pub use request::{ConnectHeaders, Malformed, Request};
 pub use serve::{Handler, Incoming, Limits, ServeError, Served, serve};
 pub use socket::{KEEPALIVE, Keepalive, prepare, reset};
+pub use stream::TunnelStream;
 pub use upkeep::Loss;

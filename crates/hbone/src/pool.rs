@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use crate::connect::{ANSWER_TIMEOUT, OpenError, OpenRequest, Opened};
+use crate::flow::STREAM_WINDOW;
 use crate::request::{response_baggage, write_connect};
 use crate::socket::Keepalive;
 pub use book::TunnelKey;
@@ -22,10 +23,18 @@ use book::{Book, Decision, MAX_TUNNELS_PER_KEY, TunnelId};
 use tunnel::{Stage, Tunnel};
 
 /// How the tunnels of a pool are made.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct PoolConfig {
     /// For the sockets of tunnels.
     pub keepalive: Keepalive,
+    /// What one stream may be sent ahead of its reader, in bytes; see [`Limits`](crate::Limits::stream_window).
+    pub stream_window: u32,
+}
+
+impl Default for PoolConfig {
+    fn default() -> Self {
+        Self { keepalive: Keepalive::default(), stream_window: STREAM_WINDOW }
+    }
 }
 
 /// What a pool holds.

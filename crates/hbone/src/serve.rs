@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::{Builder, Connection, SendResponse};
-use h2::{Reason as Code, RecvStream};
+use h2::{Reason as Code, RecvStream, SendStream};
 use loam_core::addr::DownstreamAddr;
 use loam_core::ids::Identity;
 use loam_core::reason::Reason;
@@ -29,6 +29,7 @@ use crate::outcome::{End, Hooks, Relay, Side};
 use crate::relay::{self, Stream};
 use crate::request::{self, ConnectHeaders, Malformed, Request};
 use crate::socket::{Held, KEEPALIVE, prepare};
+use crate::stream::TunnelStream;
 use crate::transport::{Batched, MAX_BATCH_BYTES, batched};
 use crate::upkeep::{Loss, Upkeep};
 
@@ -46,12 +47,15 @@ pub struct Limits {
     pub max_streams: u32,
     /// How long a tunnel may exist before its first CONNECT.
     pub first_request_timeout: Duration,
+    /// What one stream may send ahead of its reader, in bytes. Where streams are taken as [`TunnelStream`]s, the
+    /// windows of all must fit into the tunnel's 64 MiB, so that readers that stop freeze none of the others.
+    pub stream_window: u32,
 }
 
 impl Default for Limits {
     /// Twice what Istio's clients put into one tunnel, and a minute.
     fn default() -> Self {
-        Self { max_streams: 200, first_request_timeout: Duration::from_secs(60) }
+        Self { max_streams: 200, first_request_timeout: Duration::from_secs(60), stream_window: STREAM_WINDOW }
     }
 }
 
@@ -119,7 +123,7 @@ pub async fn serve<H: Handler>(
     tls.get_mut().1.set_buffer_limit(Some(MAX_BATCH_BYTES));
     let (io, outlet) = batched(tls);
     let handshake = Builder::new()
-        .initial_window_size(STREAM_WINDOW)
+        .initial_window_size(limits.stream_window)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(MAX_FRAME_BYTES)
         .max_header_list_size(MAX_REQUEST_HEADER_BYTES)
@@ -296,18 +300,30 @@ impl Incoming {
     pub fn accept(mut self, app: TcpStream, baggage: Option<&str>, hooks: Hooks) -> Relay {
         // Held before the future first runs: dropping it unpolled must reset the application too.
         let app = Held::new(app);
+        let Some((send, recv)) = self.agree(baggage) else {
+            return Box::pin(ready(hooks.meter.outcome(End::Reset(Side::Downstream))));
+        };
+        let stream = Stream { send, recv, unread: self.tunnel.unread.clone(), slot: None };
+        relay::relay_tunnel(stream, app, Side::Upstream, hooks)
+    }
+
+    /// Answers 200, with the labels of the local workload, and gives the stream away. `None` when the peer has gone.
+    pub fn accept_stream(mut self, baggage: Option<&str>) -> Option<TunnelStream> {
+        self.agree(baggage).map(|(send, recv)| TunnelStream::new(send, recv, None))
+    }
+
+    fn agree(&mut self, baggage: Option<&str>) -> Option<(SendStream<Bytes>, RecvStream)> {
         let answered = self.stream.take().and_then(|(mut respond, recv)| {
             respond.send_response(request::accepted(baggage), false).ok().map(|send| (send, recv))
         });
-        let Some((send, recv)) = answered else {
+        if answered.is_none() {
             self.count_early_reset();
-            return Box::pin(ready(hooks.meter.outcome(End::Reset(Side::Downstream))));
-        };
+            return None;
+        }
         // Streams that live pay for some that do not.
         let early = &self.tunnel.early_resets;
         let _ = early.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
-        let stream = Stream { send, recv, unread: self.tunnel.unread.clone(), slot: None };
-        relay::relay_tunnel(stream, app, Side::Upstream, hooks)
+        answered
     }
 
     fn count_early_reset(&self) {

@@ -20,7 +20,7 @@ use super::{Inner, PoolConfig};
 use crate::connect::{OpenError, OpenRequest};
 use crate::flow::{
     CONNECTION_WINDOW, DATA_FRAME_BUDGET, MAX_FRAME_BYTES, MAX_LOCAL_ERROR_RESETS, MAX_RESPONSE_HEADER_BYTES,
-    MAX_SEND_BUFFER_BYTES, STREAM_WINDOW, Unread,
+    MAX_SEND_BUFFER_BYTES, Unread,
 };
 use crate::socket::prepare;
 use crate::transport::{Batched, MAX_BATCH_BYTES, batched};
@@ -136,7 +136,7 @@ async fn establish(
     tls.get_mut().1.set_buffer_limit(Some(MAX_BATCH_BYTES));
     let (io, outlet) = batched(tls);
     let (requests, mut connection) = Builder::new()
-        .initial_window_size(STREAM_WINDOW)
+        .initial_window_size(config.stream_window)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(MAX_FRAME_BYTES)
         .max_header_list_size(MAX_RESPONSE_HEADER_BYTES)

@@ -7,3 +7,4 @@ mod mesh;
 mod pool;
 mod relay;
 mod serve;
+mod stream;

@@ -64,7 +64,12 @@ pub(crate) enum Answer {
     Refuse(Reason),
     /// Waits until the peer has gone away.
     Wait,
+    /// Takes the stream as bytes, and sends them back where the echo port is asked for. Elsewhere nothing is read.
+    Stream,
 }
+
+/// The port at which [`Answer::Stream`] sends back what comes.
+pub(crate) const ECHO_PORT: u16 = 7;
 
 pub(crate) struct TestHandler {
     pub(crate) answer: Answer,
@@ -86,6 +91,16 @@ impl Handler for TestHandler {
             }
             Answer::Refuse(reason) => incoming.refuse(reason),
             Answer::Wait => incoming.gone().await,
+            Answer::Stream => {
+                let echoes = incoming.request().authority.port() == ECHO_PORT;
+                let mut stream = incoming.accept_stream(None).unwrap();
+                if !echoes {
+                    std::future::pending::<()>().await;
+                }
+                let (mut read, mut write) = tokio::io::split(&mut stream);
+                tokio::io::copy(&mut read, &mut write).await.unwrap();
+                write.shutdown().await.unwrap();
+            }
         }
     }
 
