@@ -20,6 +20,7 @@ pub mod reason;
 pub mod service;
 pub mod snapshot;
 pub mod traversal;
+pub mod waypoint;
 pub mod workload;
 
 #[cfg(test)]
