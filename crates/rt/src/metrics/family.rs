@@ -1,4 +1,4 @@
-//! Counters by label set, which are forgotten when nobody uses them and never grow without end.
+//! Counters and histograms by label set, which are forgotten when nobody uses them and never grow without end.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeLabelKey, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelSetEncoder,
+    DescriptorEncoder, EncodeLabelKey, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelSetEncoder, NoLabelSet,
 };
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
@@ -32,7 +32,7 @@ pub trait LabelSet: EncodeLabelSet + Eq + Hash + Clone + fmt::Debug + Send + Syn
     }
 }
 
-/// Name and description of one counter of a family.
+/// Name and description of one counter or histogram of a family.
 #[derive(Debug, Clone, Copy)]
 pub struct Column {
     /// Its name without `_total`.
@@ -41,7 +41,38 @@ pub struct Column {
     pub help: &'static str,
 }
 
-/// `N` counters per label set. Clones share them.
+/// What is kept of one quantity.
+#[derive(Debug, Clone, Copy)]
+pub enum Shape {
+    /// One number that grows.
+    Counter,
+    /// How many observations were at most as large as each of these bounds, which grow, and their sum. What is beyond
+    /// the last bound counts as well.
+    Histogram(&'static [f64]),
+}
+
+impl Shape {
+    /// Numbers it takes: for a histogram one per bound, one for what is beyond, and the sum.
+    pub const fn slots(self) -> usize {
+        match self {
+            Shape::Counter => 1,
+            Shape::Histogram(bounds) => bounds.len() + 2,
+        }
+    }
+}
+
+/// Sums of histograms are kept in thousandths.
+const SUM_SCALE: f64 = 1000.0;
+
+/// A quantity and the first of its numbers.
+#[derive(Debug, Clone, Copy)]
+struct Quantity {
+    column: Column,
+    shape: Shape,
+    first: usize,
+}
+
+/// `N` numbers per label set. Clones share them.
 #[derive(Debug)]
 pub struct Family<L, const N: usize> {
     shared: Arc<Shared<L, N>>,
@@ -62,7 +93,7 @@ pub struct Series<const N: usize> {
 
 #[derive(Debug)]
 struct Shared<L, const N: usize> {
-    columns: [Column; N],
+    quantities: Box<[Quantity]>,
     ttl: Duration,
     max_sets: usize,
     sets: RwLock<HashMap<L, Arc<Series<N>>>>,
@@ -89,6 +120,15 @@ impl<const N: usize> Series<N> {
         }
     }
 
+    /// Adds an observation to the histogram with these bounds whose first number is `first`: the place of its column,
+    /// where those before it take [`Shape::slots`] numbers each.
+    pub fn observe(&self, first: usize, bounds: &[f64], value: f64) {
+        let value = value.max(0.0);
+        self.add(first + bounds.partition_point(|bound| *bound < value), 1);
+        // Observations are times and sizes, which are far below the largest number.
+        self.add(first + bounds.len() + 1, (value * SUM_SCALE) as u64);
+    }
+
     /// The counter of `column`.
     pub fn get(&self, column: usize) -> u64 {
         self.counters[column].load(Ordering::Relaxed)
@@ -103,9 +143,22 @@ impl<L: LabelSet, const N: usize> Family<L, N> {
 
     /// An empty family that forgets label sets idle for `ttl` and has at most `max_series` series.
     pub fn with_limits(columns: [Column; N], ttl: Duration, max_series: usize) -> Self {
+        Self::of_shapes(&columns.map(|column| (column, Shape::Counter)), ttl, max_series)
+    }
+
+    /// An empty family of counters and histograms, which together take `N` numbers.
+    pub fn of_shapes(columns: &[(Column, Shape)], ttl: Duration, max_series: usize) -> Self {
+        let mut first = 0;
+        let quantity = |(column, shape): &(Column, Shape)| {
+            let quantity = Quantity { column: *column, shape: *shape, first };
+            first += shape.slots();
+            quantity
+        };
+        let quantities = columns.iter().map(quantity).collect();
+        assert_eq!(first, N, "the numbers of all columns");
         Self {
             shared: Arc::new(Shared {
-                columns,
+                quantities,
                 ttl,
                 max_sets: max_series / N.max(1),
                 sets: RwLock::default(),
@@ -175,7 +228,7 @@ impl<L: LabelSet, const N: usize> super::Expire for Family<L, N> {
     }
 
     fn name(&self) -> &'static str {
-        self.shared.columns.first().map_or("", |column| column.name)
+        self.shared.quantities.first().map_or("", |quantity| quantity.column.name)
     }
 
     fn expired(&self) -> u64 {
@@ -197,10 +250,25 @@ impl<L: LabelSet, const N: usize> Collector for Family<L, N> {
         if self.shared.overflowed.load(Ordering::Relaxed) > 0 {
             sets.push((L::other(), Arc::clone(&self.shared.other)));
         }
-        for (i, column) in self.shared.columns.iter().enumerate() {
-            let mut metric = encoder.encode_descriptor(column.name, column.help, None, MetricType::Counter)?;
+        for (i, Quantity { column, shape, first }) in self.shared.quantities.iter().enumerate() {
+            let kind = match shape {
+                Shape::Counter => MetricType::Counter,
+                Shape::Histogram(_) => MetricType::Histogram,
+            };
+            let mut metric = encoder.encode_descriptor(column.name, column.help, None, kind)?;
             for (labels, series) in sets.iter().filter(|(labels, _)| labels.has(i)) {
-                ConstCounter::new(series.get(i)).encode(metric.encode_family(labels)?)?;
+                let mut metric = metric.encode_family(labels)?;
+                match shape {
+                    Shape::Counter => ConstCounter::new(series.get(*first)).encode(metric)?,
+                    Shape::Histogram(bounds) => {
+                        let bounds = bounds.iter().copied().chain([f64::INFINITY]);
+                        let buckets: Vec<_> =
+                            bounds.enumerate().map(|(at, bound)| (bound, series.get(first + at))).collect();
+                        let count = buckets.iter().map(|(_, count)| count).sum();
+                        let sum = series.get(first + buckets.len()) as f64 / SUM_SCALE;
+                        metric.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+                    }
+                }
             }
         }
         Ok(())
@@ -325,6 +393,37 @@ mod tests {
         family.series(&name("late")).add(0, 1);
         assert_eq!(family.series(&name("late")).get(0), 1);
         assert_eq!(family.len(), 1);
+    }
+
+    #[test]
+    fn a_histogram_counts_what_is_at_most_each_bound() {
+        const BOUNDS: &[f64] = &[0.5, 1.0, 5.0];
+        let columns = [
+            (COLUMNS[0], Shape::Counter),
+            (Column { name: "took", help: "Took." }, Shape::Histogram(BOUNDS)),
+            (COLUMNS[1], Shape::Counter),
+        ];
+        let family = Family::<Name, 7>::of_shapes(&columns, TTL, 70);
+        let series = family.series(&name("a"));
+        for value in [0.25, 0.5, 0.75, 5.0, 7.5] {
+            series.observe(1, BOUNDS, value);
+        }
+        series.add(6, 9);
+        let registry = Registry::default();
+        registry.family(&family);
+        let text = registry.encode(Exposition::Text, Instant::now());
+        for line in [
+            "# TYPE took histogram",
+            "took_sum{name=\"a\"} 14.0",
+            "took_count{name=\"a\"} 5",
+            "took_bucket{le=\"0.5\",name=\"a\"} 2",
+            "took_bucket{le=\"1.0\",name=\"a\"} 3",
+            "took_bucket{le=\"5.0\",name=\"a\"} 4",
+            "took_bucket{le=\"+Inf\",name=\"a\"} 5",
+            "closed_total{name=\"a\"} 9",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is missing in {text}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-pub use family::{Column, Family, IDLE_TTL, LabelSet, MAX_SERIES, Series, value};
+pub use family::{Column, Family, IDLE_TTL, LabelSet, MAX_SERIES, Series, Shape, value};
 pub use prometheus_client::encoding::EncodeLabelSet;
 pub use prometheus_client::metrics::counter::Counter;
 pub use prometheus_client::metrics::gauge::Gauge;
