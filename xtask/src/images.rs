@@ -56,10 +56,11 @@ const ECHO_NAMES: [&str; 2] = ["server", "client"];
 /// Where the images go that only tests use, below those that are published.
 const FOR_TESTS: &str = "tests";
 
-const COMPONENTS: [Component; 5] = [
+const COMPONENTS: [Component; 6] = [
     Component { name: "loam-controller", programs: &["loam-controller"], user: "65532:65532" },
     Component { name: "loam-agent", programs: &["loam-agent", "loam-cni"], user: "0:0" },
     Component { name: "loam-ztunnel", programs: &["loam-ztunnel"], user: "1337:1337" },
+    Component { name: "loam-waypoint", programs: &["loam-waypoint"], user: "1337:1337" },
     Component { name: "loam-bookinfo", programs: &["loam-bookinfo"], user: "65532:65532" },
     // What end-to-end tests run in pods.
     Component { name: "loam-lab", programs: &["loam-lab"], user: "65532:65532" },

@@ -20,6 +20,7 @@ mod serve;
 mod socket;
 mod stream;
 mod transport;
+mod unprocessed;
 mod upkeep;
 
 pub use connect::{Dial, OpenError, OpenRequest, Opened};
@@ -30,4 +31,5 @@ pub use request::{ConnectHeaders, Malformed, Request};
 pub use serve::{Handler, Incoming, Limits, ServeError, Served, serve};
 pub use socket::{KEEPALIVE, Keepalive, prepare, reset};
 pub use stream::TunnelStream;
+pub use unprocessed::is_unprocessed;
 pub use upkeep::Loss;
