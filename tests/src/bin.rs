@@ -6,8 +6,16 @@ use std::sync::OnceLock;
 use anyhow::{Context, Result, anyhow, bail};
 
 /// The packages whose programs the lab runs; each program has its package's name.
-pub const PACKAGES: [&str; 7] =
-    ["loam-agent", "loam-cni", "loam-ztunnel", "loam-controller", "loam-bookinfo", "loam-lab", "loam-echo"];
+pub const PACKAGES: [&str; 8] = [
+    "loam-agent",
+    "loam-cni",
+    "loam-ztunnel",
+    "loam-waypoint",
+    "loam-controller",
+    "loam-bookinfo",
+    "loam-lab",
+    "loam-echo",
+];
 
 /// Names the directory of the programs when they are not beside the running one.
 pub const DIR_VARIABLE: &str = "LOAM_BIN_DIR";

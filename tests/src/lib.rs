@@ -25,6 +25,7 @@ pub mod sweep;
 pub mod tenant;
 pub mod testing;
 pub mod topology;
+pub mod waypoint;
 
 pub use eventually::eventually;
 pub use lab::Lab;
