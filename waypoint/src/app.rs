@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use loam_api::{ROUTES_TYPE, TRAFFIC_TYPE};
 use loam_hbone::{Pool, PoolConfig};
 use loam_rt::admin::Server;
 use loam_rt::drain::{self, Drain};
@@ -83,6 +84,9 @@ async fn serve(config: Config, telemetry: &Telemetry, data: Handle) -> Result<()
         Control::new(&config),
         Feed::new(mesh.clone(), metrics.clone(), config.root_namespace.clone()),
     );
+    // Those of other waypoints are none of its business.
+    let own = format!("{}/{}/*", config.namespace(), config.name);
+    let client = client.only(ROUTES_TYPE, [own.clone()]).only(TRAFFIC_TYPE, [own]);
     let mut configuration = client.state();
     background.spawn(follow_configuration(client.state(), configured, metrics.clone()));
     background.spawn(async { match client.run().await {} });

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
 use loam_api::convert::Decoder;
-use loam_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
+use loam_api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, ROUTES_TYPE, TRAFFIC_TYPE};
 use loam_core::snapshot::{Change, Snapshot};
 use loam_xds::client::{Rejected, Sink, Update};
 use tokio::sync::watch;
@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::metrics::Metrics;
 
 /// The types of resources that a waypoint asks for.
-pub const TYPES: [&str; 2] = [ADDRESS_TYPE, AUTHORIZATION_TYPE];
+pub const TYPES: [&str; 4] = [ADDRESS_TYPE, AUTHORIZATION_TYPE, ROUTES_TYPE, TRAFFIC_TYPE];
 
 /// The newest snapshot. Readers never wait; the one writer swaps a whole new one in.
 #[derive(Debug)]
