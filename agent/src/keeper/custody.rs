@@ -313,13 +313,14 @@ impl Custody {
         self.drive(event, None);
     }
 
-    fn on_held(&mut self, proxy: ProxyId, uid: String, mut fds: Vec<OwnedFd>) {
-        let Some(proxy) = self.proxies.get_mut(&proxy) else { return };
+    fn on_held(&mut self, id: ProxyId, uid: String, mut fds: Vec<OwnedFd>) {
+        let Some(proxy) = self.proxies.get_mut(&id) else { return };
         // A pod that is ready has its listeners. One that is being made may fail for want of these, and is tried again.
         if self.machine.check(&uid).is_none_or(|view| !view.ready) && proxy.held.len() < MAX_PODS {
             let dns = fds.split_off(fds.len().min(ListenerKind::ALL.len()));
-            proxy.held.insert(uid, Held { mesh: fds.try_into().ok(), dns });
+            proxy.held.insert(uid.clone(), Held { mesh: fds.try_into().ok(), dns });
         }
+        self.drive(Event::Held { proxy: id, uid }, None);
     }
 
     fn on_need(&mut self, id: ProxyId, pod: PodRef, kind: i32, count: u32) {

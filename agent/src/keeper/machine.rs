@@ -50,6 +50,8 @@ pub(super) enum Event {
     AgentGone,
     /// A ztunnel has said hello.
     ProxyConnected { proxy: ProxyId, leaving: bool },
+    /// A ztunnel has a pod from a former keeper, and may have open connections of it.
+    Held { proxy: ProxyId, uid: String },
     /// A ztunnel's answer about a pod.
     Acked { proxy: ProxyId, incarnation: Incarnation, result: Result<(), String> },
     /// A ztunnel serves its snapshot.
@@ -204,6 +206,7 @@ impl Machine {
             }
             Event::AgentGone => self.waiting.clear(),
             Event::ProxyConnected { proxy, leaving } => self.proxies.connected(proxy, leaving),
+            Event::Held { proxy, uid } => self.proxies.held(proxy, uid),
             Event::Acked { proxy, incarnation, result } => self.proxies.acked(proxy, incarnation, result),
             Event::Serving { proxy } => self.proxies.serving(proxy),
             Event::Leaving { proxy } => self.proxies.leaving(proxy),

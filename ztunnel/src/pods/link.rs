@@ -112,7 +112,8 @@ impl Link {
             named: HashSet::new(),
             confirm_by: None,
         };
-        if self.keeper != Some(keeper) {
+        // A keeper offers one that leaves only what it says that it has.
+        if self.keeper != Some(keeper) || self.leaving {
             session.offer_held(&self.pods);
         }
         let former = self.keeper.replace(keeper);
@@ -362,6 +363,10 @@ impl Session {
             // Superseded under the same name: the keeper does not wait for its end, or has been told already.
             let mut stay = former.stay();
             stay.removed = stay.keeper == self.keeper && stay.pod.incarnation != incarnation;
+        }
+        if link.leaving {
+            // Nothing is accepted for it.
+            return Ok(());
         }
         let dns = fds.split_off(fds.len().min(ListenerKind::ALL.len()));
         let listeners = adopt(fds).map_err(End::Listener)?;

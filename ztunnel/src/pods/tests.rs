@@ -336,6 +336,40 @@ async fn who_waits_while_the_keeper_restarts_is_served_by_the_next() {
 }
 
 #[tokio::test]
+async fn one_that_leaves_gets_sockets_from_the_next_keeper_and_takes_no_pod_that_it_did_not_have() {
+    let rig = Rig::new();
+    let mut events = rig.pods.subscribe();
+    let fds = listeners();
+    let keeper = rig.keeper(1).await;
+    keeper.add("a", 7, &fds).await;
+    keeper.snapshot_sent().await;
+    let pod = added(&mut events).await;
+    keeper.say(to_ztunnel::Said::Retire(Retire {}), &[]).await;
+    assert!(matches!(events.next().await, Some(Event::Retire)));
+    let (socket, ()) = tokio::join!(pod.socket(Kind::Out4), async {
+        keeper.need().await;
+        drop(keeper);
+        // As often as it connects, also to the same one.
+        for _ in 0..2 {
+            let next = rig.keeper(2).await;
+            assert!(next.leaving);
+            assert!(matches!(next.hear().await, from_ztunnel::Said::Held(_)));
+        }
+        let next = rig.keeper(2).await;
+        assert!(matches!(next.hear().await, from_ztunnel::Said::Held(_)));
+        next.add("b", 1, &listeners()).await;
+        next.add("a", 2, &fds).await;
+        assert_eq!(next.supply(None).await.pod, Some(pod_ref("a", 2)));
+        next.remove("b", 1).await;
+        let drained = loam_node::message::PodDrained { pod: Some(pod_ref("b", 1)) };
+        assert_eq!(next.hear().await, from_ztunnel::Said::PodDrained(drained));
+    });
+    socket.unwrap();
+    let next = tokio::time::timeout(Duration::ZERO, events.next()).await;
+    assert!(next.is_err(), "{next:?}");
+}
+
+#[tokio::test]
 async fn a_lost_connection_to_the_same_keeper_changes_nothing_but_what_changed() {
     let rig = Rig::new();
     let mut events = rig.pods.subscribe();

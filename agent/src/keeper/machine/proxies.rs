@@ -1,8 +1,8 @@
 //! The ztunnels that are connected: which of them accept, which pods each was offered, and what it says of them.
 
-use super::{Action, Incarnation, ProxyId};
+use super::{Action, Incarnation, MAX_KEPT, ProxyId};
 use loam_node::message::{PodInfo, PodRef};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Every ztunnel, oldest first.
 #[derive(Debug, Default)]
@@ -14,6 +14,8 @@ struct Proxy {
     retired: bool,
     snapshot_sent: bool,
     serving_said: bool,
+    /// The uids of pods that it has from a former keeper, at most [`MAX_KEPT`].
+    held: BTreeSet<String>,
     /// The pods it was offered and has not given back.
     pods: BTreeMap<Incarnation, Offer>,
 }
@@ -28,6 +30,15 @@ impl Proxies {
     /// One has said hello.
     pub(super) fn connected(&mut self, proxy: ProxyId, leaving: bool) {
         self.0.insert(proxy, Proxy { retired: leaving, ..Proxy::default() });
+    }
+
+    /// One has a pod from a former keeper.
+    pub(super) fn held(&mut self, proxy: ProxyId, uid: String) {
+        if let Some(proxy) = self.0.get_mut(&proxy)
+            && proxy.held.len() < MAX_KEPT
+        {
+            proxy.held.insert(uid);
+        }
     }
 
     /// One is gone.
@@ -111,23 +122,24 @@ impl Proxies {
         }
     }
 
-    /// Offers these pods to all that accept and do not have them.
+    /// Offers these pods to all that accept and do not have them. One that accepts no more is offered what it has from a
+    /// former keeper: its open connections, and those that still come in its open tunnels, need sockets.
     pub(super) fn offer<'a>(
         &mut self,
         pods: impl Iterator<Item = (Incarnation, &'a PodInfo)> + Clone,
         out: &mut Vec<Action>,
     ) {
         for (id, proxy) in &mut self.0 {
-            if proxy.retired {
-                continue;
-            }
             for (incarnation, info) in pods.clone() {
+                if proxy.retired && !proxy.held.contains(&info.uid) {
+                    continue;
+                }
                 proxy.pods.entry(incarnation).or_insert_with(|| {
                     out.push(Action::SendAdd { proxy: *id, incarnation, info: info.clone() });
                     Offer { ack: None, taken_back: false }
                 });
             }
-            if !std::mem::replace(&mut proxy.snapshot_sent, true) {
+            if !proxy.retired && !std::mem::replace(&mut proxy.snapshot_sent, true) {
                 out.push(Action::SendSnapshotSent { proxy: *id });
             }
         }

@@ -149,6 +149,25 @@ fn a_keeper_that_is_new_resets_nothing_before_ztunnels_had_the_grace_to_come_bac
 }
 
 #[test]
+fn a_ztunnel_that_leaves_is_offered_the_pods_that_it_has_and_no_others() {
+    let mut keeper = Keeper::just_started();
+    let leaving = ProxyId(1);
+    check(keeper.on(Event::ProxyConnected { proxy: leaving, leaving: true }), &[]);
+    check(keeper.on(Event::Held { proxy: leaving, uid: "a".into() }), &[]);
+    check(keeper.add("a", 0, 10), &["make 1", "offer 1 to z1"]);
+    check(keeper.add("b", 1, 11), &["make 2"]);
+    assert!(keeper.machine.is_offered(leaving, &PodRef { uid: "a".into(), incarnation: 1 }), "it gets no sockets");
+    // Its word counts for nothing: it accepts no more.
+    check(keeper.ack(1, 1, Ok(())), &[]);
+    assert!(!keeper.machine.check("a").unwrap().serving);
+    // The order does not matter.
+    check(keeper.on(Event::Held { proxy: leaving, uid: "b".into() }), &["offer 2 to z1"]);
+    // And it is waited for like any that was retired here.
+    check(keeper.remove("b"), &["refuse 2: the pod was removed", "take 2 from z1"]);
+    check(keeper.drained(1, 2), &["release 2"]);
+}
+
+#[test]
 fn a_pod_that_the_ztunnel_cannot_serve_is_answered_with_its_reason() {
     let mut keeper = Keeper::new();
     keeper.connect(1);
@@ -453,6 +472,8 @@ struct World {
     offered: BTreeSet<(ProxyId, Incarnation)>,
     taken_back: BTreeSet<(ProxyId, Incarnation)>,
     retired: BTreeSet<ProxyId>,
+    /// What ztunnels have from a former keeper.
+    held: BTreeSet<(ProxyId, String)>,
     unanswered: BTreeSet<RequestId>,
 }
 
@@ -484,8 +505,9 @@ impl World {
                     self.offered.retain(|(_, offered)| *offered != incarnation);
                     self.taken_back.retain(|(_, taken)| *taken != incarnation);
                 }
-                Action::SendAdd { proxy, incarnation, .. } => {
-                    assert!(!self.retired.contains(&proxy), "offered to one that leaves");
+                Action::SendAdd { proxy, incarnation, info } => {
+                    let has = self.held.contains(&(proxy, info.uid));
+                    assert!(has || !self.retired.contains(&proxy), "offered to one that leaves and does not have it");
                     assert!(self.offered.insert((proxy, incarnation)), "offered twice");
                 }
                 Action::SendRemove { proxy, pod } => {
@@ -531,7 +553,7 @@ fn history(seed: u64) {
         let proxy = ProxyId(last_proxy.saturating_sub(dice.below(3)));
         let incarnation = Incarnation(keeper.machine.last_incarnation.saturating_sub(dice.below(4)));
         let uid = format!("p{}", dice.below(4));
-        let event = match dice.below(14) {
+        let event = match dice.below(15) {
             0 | 1 => {
                 keeper.next_request += 1;
                 let request = RequestId(keeper.next_request);
@@ -573,6 +595,10 @@ fn history(seed: u64) {
             11 => {
                 world.taken_back.remove(&(proxy, incarnation));
                 Event::Drained { proxy, incarnation }
+            }
+            14 => {
+                world.held.insert((proxy, uid.clone()));
+                Event::Held { proxy, uid }
             }
             12 if dice.below(4) == 0 => {
                 world.unanswered.clear();
