@@ -1,6 +1,6 @@
 //! `loam-agent run`: what is wanted comes in, steps go out, and each pod is looked at every five seconds.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -27,14 +27,14 @@ use crate::enrol::{self, EnrolError, Enrolled, Kit, PodFacts};
 use crate::keeper_link::{KeeperLink, maintain};
 use crate::kubelet;
 use crate::netns::{Netns, sysctl};
-use crate::notices::{Notices, Standing, Writing};
+use crate::notices::Teller;
 use crate::pods::discovery::{self, Searched};
 use crate::pods::record::{Record, Records};
-use crate::pods::registry::{Action, MAX_BUSY, Place, State};
+use crate::pods::registry::{Action, MAX_BUSY, Place};
 use crate::pods::sandbox::Sandbox;
 use crate::pods::search::Search;
 use crate::pods::source::Source;
-use crate::pods::spec::{Guide, Rules, uid};
+use crate::pods::spec::{Guide, Rules};
 use crate::pods::{Registry, Uid};
 use crate::processes::Processes;
 use crate::redirect::{FORM, HookFacts, Redirect};
@@ -93,6 +93,7 @@ pub async fn run(config: Run) -> Result<()> {
     let network_policies = client.as_ref().map(|client| Objects::stream(client, [Selection::all(Kind::NetworkPolicy)]));
     let rules = Rules { node: config.node.clone(), dns: config.dns_capture, guide };
     let kit = Kit::new(redirect, link, records, config.node.as_str().into());
+    let teller = client.map(|client| Teller::new(client, kit.node.clone()));
     let mut agent = Agent {
         kit,
         source: Source::new(rules),
@@ -107,10 +108,7 @@ pub async fn run(config: Run) -> Result<()> {
         looks: JoinSet::new(),
         search: Search::default(),
         searches: JoinSet::new(),
-        client,
-        notices: Notices::default(),
-        writes: JoinSet::new(),
-        write_problem: None,
+        teller,
         memory: BTreeMap::new(),
         hooks: None,
         problems: Vec::new(),
@@ -144,6 +142,14 @@ async fn next(objects: &mut Option<Objects>) -> Option<Update> {
     }
 }
 
+/// Until a write on an object has ended; never where nobody writes.
+async fn settled(teller: &mut Option<Teller>) {
+    match teller {
+        Some(teller) => teller.settle().await,
+        None => std::future::pending().await,
+    }
+}
+
 fn stores(redirect: &Redirect) -> std::io::Result<[OwnedFd; 2]> {
     let (listeners, exempt) = redirect.stores();
     Ok([listeners.try_clone_to_owned()?, exempt.try_clone_to_owned()?])
@@ -170,12 +176,8 @@ struct Agent {
     search: Search,
     /// At most one.
     searches: JoinSet<Searched>,
-    /// Of the API server, if that is where pods are described.
-    client: Option<loam_kube::Client>,
-    notices: Notices,
-    writes: JoinSet<Written>,
-    /// Why a notice could not be written, told once.
-    write_problem: Option<String>,
+    /// Writes on the objects of pods, if they are an API server's.
+    teller: Option<Teller>,
     memory: BTreeMap<Uid, Memory>,
     hooks: Option<HookFacts>,
     problems: Vec<String>,
@@ -207,9 +209,6 @@ enum Seen {
     Pods(Vec<(Place, Result<PodFacts, EnrolError>)>),
     Keeper(Result<Vec<Kept>, ClientError>),
 }
-
-/// What became of a notice.
-struct Written(Writing, Result<(), String>);
 
 /// A pod that the keeper has.
 struct Kept {
@@ -263,7 +262,7 @@ impl Agent {
                 self.registry.due_at(),
                 self.status_due,
                 self.search.due_at(),
-                self.notices.due_at(),
+                self.teller.as_ref().and_then(Teller::due_at),
                 self.waiting.due_at(),
             ];
             let due = due.into_iter().flatten().min();
@@ -290,14 +289,14 @@ impl Agent {
                     // A search that ended by a bug would be the last one.
                     Err(error) => std::panic::resume_unwind(error.into_panic()),
                 },
-                Some(Ok(written)) = self.writes.join_next() => self.take_written(written),
+                () = settled(&mut self.teller) => self.changed(),
                 Some(question) = self.questions.recv() => self.waiting.take(question, Instant::now()),
                 Ok(()) = self.cni_problem.changed() => self.changed(),
                 client = self.kit.keeper.changed() => self.take_keeper(client),
                 _ = verify.tick() => self.verify().await,
                 () = wake => {
                     self.write_status();
-                    self.write_notices();
+                    self.tell();
                 }
             }
         }
@@ -652,45 +651,9 @@ impl Agent {
     }
 
     /// Has the objects of pods say how their pods are.
-    fn write_notices(&mut self) {
-        let Some(client) = self.client.as_ref().filter(|_| self.begun) else { return };
-        let views: HashMap<_, _> = self.registry.views().map(|view| (view.uid, (view.state, view.reason))).collect();
-        let pods: Vec<_> = self.source.pods().map(|(pod, belongs)| (pod, belongs, uid(pod))).collect();
-        let outside: Vec<String> =
-            pods.iter().map(|(_, belongs, _)| belongs.err().map(|why| why.to_string()).unwrap_or_default()).collect();
-        let blocked = pods.iter().map(|(pod, _, uid)| match views.get(uid) {
-            Some((State::Enrolled, _)) => {
-                self.source.blocking(pod).iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-            }
-            Some(_) | None => String::new(),
-        });
-        let blocked: Vec<String> = blocked.collect();
-        let standing = pods.iter().zip(&outside).zip(&blocked).map(|(((pod, _, uid), outside), blocked)| {
-            (*pod, Standing { outside, view: views.get(uid).copied(), blocked })
-        });
-        for writing in self.notices.next(standing, Instant::now()) {
-            let (client, node) = (client.clone(), self.kit.node.clone());
-            self.writes.spawn(async move {
-                let written = writing.write(&client, &node).await;
-                Written(writing, written)
-            });
+    fn tell(&mut self) {
+        if let Some(teller) = self.teller.as_mut().filter(|_| self.begun) {
+            teller.tell(&self.source, &self.registry);
         }
-    }
-
-    fn take_written(&mut self, Written(writing, written): Written) {
-        match &written {
-            Ok(()) => self.write_problem = None,
-            Err(error) if self.write_problem.as_ref() == Some(error) => {}
-            Err(error) => {
-                let (namespace, name) = (&writing.namespace, &writing.name);
-                warn!(
-                    pod = format!("{namespace}/{name}"),
-                    error, "cannot say on the pod's object how it is; trying again"
-                );
-                self.write_problem = Some(error.clone());
-            }
-        }
-        self.notices.written(writing, written.is_ok(), Instant::now());
-        self.changed();
     }
 }

@@ -5,6 +5,7 @@
 //! taken back when it is not true any more. Nobody waits for any of it.
 
 mod notice;
+mod teller;
 mod writing;
 
 use std::collections::HashMap;
@@ -17,6 +18,7 @@ use crate::pods::registry::State;
 use crate::pods::spec::{has_ended, uid};
 
 pub use notice::{CONDITION, Difference, Notice, REDIRECTION, Reason};
+pub use teller::Teller;
 pub use writing::Writing;
 
 /// Objects that are written at a time.
