@@ -13,6 +13,9 @@ const VARIABLE: &str = "LOAM_BENCH_ZTUNNEL";
 /// How its help begins, before its version in parentheses.
 const ISTIO_HELP: &str = "Istio Ztunnel (";
 
+/// Name of the variant that Istio's ztunnel carries.
+pub(crate) const ISTIO: &str = "istio";
+
 /// Another ztunnel.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Other {
@@ -54,7 +57,7 @@ impl Other {
     pub(crate) fn name(&self) -> &'static str {
         match self.kind {
             Kind::LikeOurs => "other",
-            Kind::Istio { .. } => "istio",
+            Kind::Istio { .. } => ISTIO,
         }
     }
 }

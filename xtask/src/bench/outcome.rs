@@ -8,7 +8,7 @@ use super::decide::Decided;
 use super::goal::{Goal, Judged, Metric};
 use super::idle::{self, Idle};
 use super::learn::{self, Learned};
-use super::other::Other;
+use super::other::{ISTIO, Other};
 use super::stage::{OURS, PLAIN};
 use super::statistics::Spread;
 use super::versus::{self, Versus};
@@ -84,14 +84,24 @@ impl Series {
         Spread::of_pairs(&samples.each(figure), &self.plain()?.each(figure))
     }
 
-    fn judge(&self, goal: Goal, samples: &Samples) -> Judged {
-        let measured = match goal.metric {
+    fn measured(&self, metric: Metric, samples: &Samples) -> Option<f64> {
+        match metric {
             Metric::OfPlain => self.of_plain(samples).map(|ratio| ratio.median),
             Metric::OwnPerGigabyte | Metric::OwnPerRequest => median(samples, |s| Some(s.own_cost)),
             Metric::MedianMs => median(samples, |s| s.p50_ms),
             Metric::PerConnectionKb | Metric::Megabytes | Metric::Nanoseconds => None,
-        };
-        goal.judge(self.workload.name, samples.variant, measured)
+        }
+    }
+
+    fn judge(&self, goal: Goal, samples: &Samples) -> Judged {
+        let judged = goal.judge(self.workload.name, samples.variant, self.measured(goal.metric, samples));
+        let istio = self.variants.iter().find(|v| v.variant == ISTIO && samples.variant == OURS);
+        match (istio, Versus::of(self)) {
+            (Some(istio), Some(versus)) => {
+                judged.beside_istio(self.measured(goal.metric, istio), versus.is_as_good(goal.metric))
+            }
+            _ => judged,
+        }
     }
 }
 
@@ -310,12 +320,9 @@ fn text<T>(value: Option<T>, show: impl Fn(T) -> String) -> String {
     value.map_or_else(String::new, show)
 }
 
-/// Goals with a mark each. A failed one says what was measured.
+/// Goals with a mark each.
 fn verdicts(term: Term, goals: impl IntoIterator<Item = Judged>) -> String {
-    let one = |judged: Judged| match (judged.reached, judged.measured) {
-        (true, _) => format!("{} {}", term.good("✓"), judged.goal.text()),
-        (false, Some(measured)) => format!("{} {} (is {measured:.3})", term.bad("✗"), judged.goal.text()),
-        (false, None) => format!("{} {}", term.bad("✗"), judged.goal.text()),
-    };
+    let mark = |reached| if reached { term.good("✓") } else { term.bad("✗") };
+    let one = |judged: Judged| format!("{} {}", mark(judged.reached), judged.text());
     goals.into_iter().map(one).collect::<Vec<_>>().join(", ")
 }

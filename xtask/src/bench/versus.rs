@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::goal::Metric;
 use super::stage::{OURS, PLAIN};
 use super::statistics::Spread;
 use super::workload::{Sample, Samples, Series};
@@ -40,6 +41,14 @@ impl Versus {
             times,
             own,
         })
+    }
+
+    /// Whether ours is at least as good by a figure.
+    pub(crate) fn is_as_good(&self, metric: Metric) -> bool {
+        match metric {
+            Metric::OwnPerGigabyte | Metric::OwnPerRequest => self.is_cheaper,
+            _ => self.is_ahead,
+        }
     }
 
     /// For the table.
@@ -91,7 +100,7 @@ mod tests {
     #[test]
     fn beside_bulk_the_sooner_answer_is_ahead_whatever_the_bulk_does() {
         let versus = Versus::of(&series("beside", sample(1.0, 1.0, 3.0), Some(sample(2.0, 4.0, 2.0)))).unwrap();
-        assert!(versus.is_ahead && !versus.is_cheaper);
+        assert!(versus.is_as_good(Metric::MedianMs) && !versus.is_as_good(Metric::OwnPerGigabyte));
         assert_eq!(versus.text(), "4.00 (4.00..4.00) ahead, own 1.50");
     }
 
