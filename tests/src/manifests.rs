@@ -36,6 +36,11 @@ pub struct Service {
 }
 
 impl Service {
+    /// The file that describes it.
+    pub fn file(&self) -> String {
+        format!("service-{}-{}.yaml", self.namespace, self.name)
+    }
+
     /// Its addresses with a port.
     pub fn at_each(&self, port: u16) -> Vec<SocketAddr> {
         self.vips.iter().map(|&ip| (ip, port).into()).collect()
@@ -84,6 +89,11 @@ impl Manifests {
         let aside = self.dir.with_extension("aside");
         fs::write(&aside, text).with_context(|| format!("write {file}"))?;
         fs::rename(&aside, self.dir.join(file)).with_context(|| format!("replace {file}"))
+    }
+
+    /// What a file says.
+    pub fn read(&self, file: &str) -> Result<String> {
+        fs::read_to_string(self.dir.join(file)).with_context(|| format!("read {file}"))
     }
 
     /// Removes a file.
@@ -170,7 +180,7 @@ impl Manifests {
             vips.push(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, n).into());
         }
         let service = Service { namespace: namespace.to_owned(), name: name.to_owned(), vips, ports: ports.to_vec() };
-        self.write(&format!("service-{namespace}-{name}.yaml"), &service_text(&service))?;
+        self.write(&service.file(), &service_text(&service))?;
         self.endpoints(&service, pods)?;
         Ok(service)
     }

@@ -29,10 +29,10 @@ pub struct Waypoint {
 }
 
 impl Waypoint {
-    /// Declares `demo/NAME`; its pods serve once they are started.
-    pub fn declare(lab: &Lab, mesh: &Mesh, name: &str) -> Result<Self> {
+    /// Declares `NAMESPACE/NAME`; its pods serve once they are started.
+    pub fn declare(lab: &Lab, mesh: &Mesh, namespace: &str, name: &str) -> Result<Self> {
         let manifests = mesh.manifests();
-        let pod = |node| lab.node(node).pod(&format!("{name}-{node}"), "demo", name);
+        let pod = |node| lab.node(node).pod(&format!("{name}-{node}"), namespace, name);
         let pods: Vec<Pod> = (0..2).map(pod).collect::<Result<_>>()?;
         let labels = [
             ("gateway.networking.k8s.io/gateway-name", name),
@@ -42,14 +42,31 @@ impl Waypoint {
         let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
         let facts = PodFacts { labels, ..PodFacts::default() };
         pods.iter().try_for_each(|pod| manifests.pod_with(pod, &facts))?;
-        let service = manifests.service("demo", name, &[(HBONE, HBONE)], &pods.iter().collect::<Vec<_>>())?;
+        let service = manifests.service(namespace, name, &[(HBONE, HBONE)], &pods.iter().collect::<Vec<_>>())?;
         let gateway = format!(
-            "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata:\n  namespace: demo\n  name: {name}\n\
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata:\n  namespace: {namespace}\n  name: {name}\n\
              spec:\n  gatewayClassName: istio-waypoint\n  listeners:\n  - name: mesh\n    port: {HBONE}\n    \
              protocol: HBONE\n"
         );
         manifests.write(&format!("gateway-{name}.yaml"), &gateway)?;
         Ok(Self { name: name.to_owned(), service, pods })
+    }
+
+    /// Puts it in front of a service of HTTP servers in its namespace.
+    pub fn bind(&self, mesh: &Mesh, service: &Service) -> Result<()> {
+        let text = mesh.manifests().read(&service.file())?;
+        let label = format!("metadata:\n  labels: {{istio.io/use-waypoint: {}}}\n", self.name);
+        let text = text
+            .replacen("metadata:\n", &label, 1)
+            .replace("    targetPort:", "    appProtocol: http\n    targetPort:");
+        mesh.manifests().write(&service.file(), &text)
+    }
+
+    /// Takes it away from a service that was bound to it.
+    pub fn release(&self, mesh: &Mesh, service: &Service) -> Result<()> {
+        let text = mesh.manifests().read(&service.file())?;
+        let label = format!("  labels: {{istio.io/use-waypoint: {}}}\n", self.name);
+        mesh.manifests().write(&service.file(), &text.replacen(&label, "", 1))
     }
 
     /// Starts the pod number `index` and waits until it is ready.

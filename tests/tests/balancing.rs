@@ -3,7 +3,6 @@
 #![allow(clippy::print_stdout, reason = "a run shows its figures")]
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -260,7 +259,7 @@ fn a_caller_stays_with_its_endpoint_when_the_service_says_so_also_across_ztunnel
         })?;
 
         let file = "service-demo-api.yaml";
-        let text = fs::read_to_string(cast.mesh.manifests().dir().join(file))?;
+        let text = cast.mesh.manifests().read(file)?;
         let sticky = text.replacen("spec:\n", "spec:\n  sessionAffinity: ClientIP\n", 1);
         cast.mesh.manifests().write(file, &sticky)?;
         let home = eventually(SHORT, || {

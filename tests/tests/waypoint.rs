@@ -1,7 +1,5 @@
 //! Requests through a waypoint, from a pod's ztunnel to another pod's.
 
-use std::fs;
-
 use anyhow::{Result, ensure};
 use loam_tests::manifests::Service;
 use loam_tests::mesh::Mesh;
@@ -19,11 +17,7 @@ fn web(mesh: &Mesh, pods: &[&Pod], waypoint: &Waypoint) -> Result<Service> {
         pod.tool(&["web", &format!("[::]:{WEB}")])?.wait_for_output("serving", SHORT)?;
     }
     let service = mesh.manifests().service("demo", "web", &[(80, WEB)], pods)?;
-    let file = "service-demo-web.yaml";
-    let text = fs::read_to_string(mesh.manifests().dir().join(file))?;
-    let labels = format!("metadata:\n  labels: {{istio.io/use-waypoint: {}}}\n", waypoint.name);
-    let text = text.replacen("metadata:\n", &labels, 1).replace("name: tcp-80", "name: http-80");
-    mesh.manifests().write(file, &text)?;
+    waypoint.bind(mesh, &service)?;
     Ok(service)
 }
 
@@ -43,7 +37,7 @@ fn counted(metrics: &str, parts: &[&str]) -> bool {
 fn requests_pass_a_waypoint_with_every_identity_proven() {
     in_lab(|lab| {
         let scene = Scene::enrolled(lab)?;
-        let waypoint = Waypoint::declare(lab, &scene.mesh, "wp")?;
+        let waypoint = Waypoint::declare(lab, &scene.mesh, "demo", "wp")?;
         waypoint.start(&scene.mesh, 0)?;
         waypoint.start(&scene.mesh, 1)?;
         let service = web(&scene.mesh, &[&scene.near, &scene.far], &waypoint)?;
@@ -72,7 +66,7 @@ fn requests_pass_a_waypoint_with_every_identity_proven() {
 fn a_route_of_the_service_decides_at_its_waypoint() {
     in_lab(|lab| {
         let scene = Scene::enrolled(lab)?;
-        let waypoint = Waypoint::declare(lab, &scene.mesh, "wp")?;
+        let waypoint = Waypoint::declare(lab, &scene.mesh, "demo", "wp")?;
         waypoint.start(&scene.mesh, 0)?;
         let service = web(&scene.mesh, &[&scene.far], &waypoint)?;
         eventually(SHORT, || get(&scene.client, &service, "elsewhere").map(drop))?;
@@ -96,7 +90,7 @@ fn a_route_of_the_service_decides_at_its_waypoint() {
 fn a_waypoint_that_ends_loses_no_request() {
     in_lab(|lab| {
         let scene = Scene::enrolled(lab)?;
-        let waypoint = Waypoint::declare(lab, &scene.mesh, "wp")?;
+        let waypoint = Waypoint::declare(lab, &scene.mesh, "demo", "wp")?;
         let first = waypoint.start(&scene.mesh, 0)?;
         waypoint.start(&scene.mesh, 1)?;
         let service = web(&scene.mesh, &[&scene.near, &scene.far], &waypoint)?;

@@ -4,7 +4,6 @@
 
 #![allow(clippy::print_stdout, reason = "a run shows its figures")]
 
-use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -94,7 +93,7 @@ fn passed(process: &Process) -> Vec<Passed> {
 /// Writes the labels and annotations of the scene's service anew.
 fn mark(scene: &Scene, labels: &str, annotations: &str) -> Result<()> {
     let file = "service-demo-talk.yaml";
-    let text = fs::read_to_string(scene.mesh.manifests().dir().join(file))?;
+    let text = scene.mesh.manifests().read(file)?;
     let plain: String = text
         .lines()
         .filter(|line| !line.starts_with("  labels:") && !line.starts_with("  annotations:"))

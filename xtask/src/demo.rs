@@ -2,6 +2,7 @@
 
 mod calls;
 mod cast;
+mod routes;
 mod rules;
 mod wire;
 
@@ -75,6 +76,7 @@ fn perform(term: Term, lab: &Lab, arguments: &Arguments, start: Instant) -> Resu
     join(term, &mesh, &cast)?;
     after(term, lab, &mesh, &cast, &shop, arguments.seconds)?;
     rules::perform(term, &mesh, &cast, &shop, &reviewers)?;
+    routes::perform(term, lab, &mesh, &cast, &shop)?;
 
     println!("\n{}", term.dim(&format!("Done in {}.", seconds(start.elapsed()))));
     if arguments.keep { keep(term, lab, &cast, &shop) } else { next(term) }

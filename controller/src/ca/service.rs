@@ -55,7 +55,8 @@ impl Caller {
         match &self.account {
             None => entitled.runs_on(identity, &self.node),
             Some(account) => {
-                (identity.namespace(), identity.service_account()) == (account.namespace.as_str(), account.name.as_str())
+                (identity.namespace(), identity.service_account())
+                    == (account.namespace.as_str(), account.name.as_str())
                     && entitled.has_waypoint(account, &self.node)
             }
         }

@@ -259,7 +259,12 @@ impl Index {
         }
     }
 
-    fn tell_routes(&mut self, user: &User, service: ServiceKey, told: &mut BTreeMap<Arc<str>, Resource<ServiceRoutes>>) {
+    fn tell_routes(
+        &mut self,
+        user: &User,
+        service: ServiceKey,
+        told: &mut BTreeMap<Arc<str>, Resource<ServiceRoutes>>,
+    ) {
         let gateways = self.waypoints.binding(user).map(|binding| binding.gateways.clone()).unwrap_or_default();
         let mut now = BTreeSet::new();
         if !gateways.is_empty() {

@@ -20,6 +20,6 @@ pub use policy::{
 pub use reference::{BackendRef, LocalRef, ObjectRef, ParentRef, PolicyRef};
 pub use route::{GrpcRouteSpec, HttpRouteSpec, StreamRule, TcpRouteSpec, TlsRouteSpec};
 pub use rule::{
-    CookieConfig, Cors, Filter, Fraction, GrpcMatch, GrpcMethod, GrpcRule, Header, HeaderEdits, HttpMatch, HttpRule, Mirror,
-    PathChange, Redirect, Retry, Rewrite, SessionPersistence, Timeouts, ValueMatch,
+    CookieConfig, Cors, Filter, Fraction, GrpcMatch, GrpcMethod, GrpcRule, Header, HeaderEdits, HttpMatch, HttpRule,
+    Mirror, PathChange, Redirect, Retry, Rewrite, SessionPersistence, Timeouts, ValueMatch,
 };

@@ -33,7 +33,7 @@ pub(crate) struct Cast {
 pub(crate) struct Shop {
     pub(crate) productpage: Service,
     details: Service,
-    reviews: Service,
+    pub(crate) reviews: Service,
     ratings: Service,
 }
 
@@ -97,6 +97,12 @@ impl Cast {
     pub(crate) fn members(&self) -> Vec<&Pod> {
         let Self { productpage, details, reviews: [v1, v2, v3], ratings, visitor, outsider: _ } = self;
         vec![productpage, details, v1, v2, v3, ratings, visitor]
+    }
+
+    /// The pods of reviews that are compared: the first version and the last.
+    pub(crate) fn versions(&self) -> [&Pod; 2] {
+        let [old, _, new] = &self.reviews;
+        [old, new]
     }
 
     /// All pods.

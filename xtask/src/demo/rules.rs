@@ -99,15 +99,19 @@ fn lose_an_endpoint(term: Term, mesh: &Mesh, cast: &Cast, shop: &Shop, reviewers
 /// Shows how a ztunnel explains its last denial.
 fn explain(term: Term, mesh: &Mesh, policy: &str) -> Result<()> {
     let text = eventually(Duration::from_secs(5), || {
-        let denied = mesh.ztunnel_logs().into_iter().rev().find_map(|(_, line)| {
-            let line: Value = serde_json::from_str(&line).ok()?;
-            let error = line["error"].as_str()?;
-            error.contains(policy).then(|| error.to_owned())
-        });
-        denied.with_context(|| format!("no ztunnel names {policy:?}"))
+        denial(mesh, policy).with_context(|| format!("no ztunnel names {policy:?}"))
     })?;
     println!("  the ztunnel says why: {}", term.accent(&text));
     Ok(())
+}
+
+/// What a ztunnel said last of a connection that ended because of this.
+pub(crate) fn denial(mesh: &Mesh, because: &str) -> Option<String> {
+    mesh.ztunnel_logs().into_iter().rev().find_map(|(_, line)| {
+        let line: Value = serde_json::from_str(&line).ok()?;
+        let error = line["error"].as_str()?;
+        error.contains(because).then(|| error.to_owned())
+    })
 }
 
 fn last_lines(mesh: &Mesh, n: usize) -> String {
@@ -120,7 +124,7 @@ fn page(pod: &Pod) -> String {
 }
 
 /// The page that a pod gets, if it gets one.
-fn get(pod: &Pod, url: &str) -> Result<Option<String>> {
+pub(crate) fn get(pod: &Pod, url: &str) -> Result<Option<String>> {
     let output = pod.tool(&["get", url])?.output(GET_LIMIT)?;
     Ok(output.success().ok())
 }
