@@ -206,7 +206,8 @@ pub(crate) fn seen(name: &str) -> Result<Seen> {
     Ok(seen)
 }
 
-fn kubectl(name: &str) -> Result<Kubectl> {
+/// Calls of its API server.
+pub(crate) fn kubectl(name: &str) -> Result<Kubectl> {
     let seen = seen(name)?;
     let program = programs::ensure_built(Term::new())?.programs.join("kubectl");
     Ok(Kubectl::within(seen.control_pid()?, &program, &cluster::kubeconfig(seen.work())))
@@ -250,6 +251,12 @@ fn exec(name: &str, node: Option<&str>, argv: &[String]) -> Result<()> {
 pub(crate) fn load_ours(term: Term, name: &str) -> Result<()> {
     term.heading("Images");
     let archives = images::write(term, &images::directory("images"), images::REGISTRY, env!("CARGO_PKG_VERSION"))?;
+    load(term, &seen(name)?, &archives)
+}
+
+/// Makes the images that only tests use, and gives them to each node.
+pub(crate) fn load_for_tests(term: Term, name: &str) -> Result<()> {
+    let archives = images::write_for_tests(term, &images::directory("images"))?;
     load(term, &seen(name)?, &archives)
 }
 

@@ -82,7 +82,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// `name` in the directory that cargo builds into.
 pub(crate) fn directory(name: &str) -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| crate::root().join("target"), PathBuf::from).join(name)
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| crate::root().join("target"), PathBuf::from);
+    // What runs elsewhere is told of it too.
+    std::path::absolute(&target).unwrap_or(target).join(name)
 }
 
 /// Writes the images of the built programs; gives their files.

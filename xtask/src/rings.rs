@@ -1,6 +1,7 @@
 //! Runs the rings of tests: `unit`, the crates' own; `net`, the whole in a private network, one lab per test; `e2e`, on
-//! Kubernetes.
+//! Kubernetes. And, as it is not ours, apart from these: the conformance suite of the Gateway API.
 
+mod conformance;
 mod e2e;
 
 use std::collections::BTreeSet;
@@ -45,7 +46,17 @@ pub(crate) struct Arguments {
     /// Also the end-to-end tests in which everything happens ten times: half an hour more
     #[arg(long)]
     soak: bool,
-    /// How often the network ring runs; the first round with a failure is the last
+    /// The Gateway API's own tests of meshes, on a cluster that is made for them; reports go to target/conformance-reports
+    #[arg(long, conflicts_with_all = ["ring", "e2e"])]
+    conformance: bool,
+    /// Every request of the suite must succeed twenty times in a row instead of three, and two seconds lie between tests
+    #[arg(long, requires = "conformance")]
+    strict: bool,
+    /// Run the suite where there is no mesh: each test of a route must fail, else it proves nothing. Without --strict five
+    /// of them succeed by luck
+    #[arg(long, requires = "conformance")]
+    without_mesh: bool,
+    /// How often the network ring or the suite runs; the first round with a failure is the last
     #[arg(long, value_name = "TIMES", default_value_t = NonZeroU32::MIN)]
     repeat: NonZeroU32,
     /// How many network tests run at a time, each in a lab of its own [default: one more than there are processors]
@@ -57,7 +68,17 @@ pub(crate) struct Arguments {
 
 impl Default for Arguments {
     fn default() -> Self {
-        Self { ring: None, e2e: false, soak: false, repeat: NonZeroU32::MIN, jobs: jobs(), filter: None }
+        Self {
+            ring: None,
+            e2e: false,
+            soak: false,
+            conformance: false,
+            strict: false,
+            without_mesh: false,
+            repeat: NonZeroU32::MIN,
+            jobs: jobs(),
+            filter: None,
+        }
     }
 }
 
@@ -112,6 +133,21 @@ impl Tally {
             End::Skipped => self.skipped += 1,
         }
     }
+
+    /// Prints the sum; an error when a test failed, or none is called like `filter`.
+    fn sum_up(&self, term: Term, start: Instant, filter: &str) -> Result<()> {
+        let skipped = if self.skipped > 0 { format!(", {} skipped", self.skipped) } else { String::new() };
+        let summary = format!("{} passed, {} failed{skipped}", self.passed, self.failed);
+        let paint = if self.failed == 0 { Term::good } else { Term::bad };
+        println!("\n{}  {}", paint(term, &summary), term.dim(&seconds(start.elapsed())));
+        if self.failed > 0 {
+            bail!("{} tests failed", self.failed);
+        }
+        if self.passed + self.skipped == 0 {
+            bail!("no test is called {filter:?}");
+        }
+        Ok(())
+    }
 }
 
 /// Runs what is asked for; an error when a test failed.
@@ -119,6 +155,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let term = Term::new();
     let start = Instant::now();
     setup::ensure()?;
+    if arguments.conformance {
+        let mut tally = Tally::default();
+        conformance::run(term, arguments, &mut tally)?;
+        return tally.sum_up(term, start, arguments.filter.as_deref().unwrap_or_default());
+    }
     let ring = if arguments.e2e { Some(Ring::E2e) } else { arguments.ring };
     let net = matches!(ring, None | Some(Ring::Net));
     let unit_too = matches!(ring, None | Some(Ring::Unit));
@@ -149,17 +190,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if ring == Some(Ring::E2e) {
         e2e::run(term, &programs, &filter, arguments.soak, &mut tally)?;
     }
-    let skipped = if tally.skipped > 0 { format!(", {} skipped", tally.skipped) } else { String::new() };
-    let summary = format!("{} passed, {} failed{skipped}", tally.passed, tally.failed);
-    let paint = if tally.failed == 0 { Term::good } else { Term::bad };
-    println!("\n{}  {}", paint(term, &summary), term.dim(&seconds(start.elapsed())));
-    if tally.failed > 0 {
-        bail!("{} tests failed", tally.failed);
-    }
-    if tally.passed + tally.skipped == 0 {
-        bail!("no test is called {filter:?}");
-    }
-    Ok(())
+    tally.sum_up(term, start, &filter)
 }
 
 /// The test programs among what was built.
