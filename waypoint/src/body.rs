@@ -215,6 +215,8 @@ impl Kept {
         counter.fetch_add(length(&frame), Ordering::Relaxed);
         match frame.into_data() {
             Ok(data) => {
+                // A body whose length is known is not asked for what is behind it.
+                state.ended = state.incoming.is_end_stream();
                 state.bytes += data.len();
                 if state.bytes > MAX_REPLAY_BYTES {
                     state.lost = true;

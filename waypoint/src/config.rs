@@ -204,9 +204,17 @@ mod tests {
     use super::*;
 
     fn parse(args: &[&str]) -> Result<Config, Vec<String>> {
-        let required =
-            "loam-waypoint --name wp --namespace shop --pod wp-1 --address ::ffff:10.0.0.9 --ca-root /r --token /t";
-        Config::try_from(Flags::try_parse_from(required.split(' ').chain(args.iter().copied())).unwrap())
+        let required = [
+            ["--name", "wp"],
+            ["--namespace", "shop"],
+            ["--pod", "wp-1"],
+            ["--address", "::ffff:10.0.0.9"],
+            ["--ca-root", "/r"],
+            ["--token", "/t"],
+        ];
+        let unsaid = required.iter().filter(|[flag, _]| !args.contains(flag)).flatten();
+        let all = ["loam-waypoint"].iter().chain(unsaid).chain(args);
+        Config::try_from(Flags::try_parse_from(all).unwrap())
     }
 
     #[test]

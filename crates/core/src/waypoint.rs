@@ -121,6 +121,10 @@ fn to_service(
     if !gateways.any(|gateway| is_at(snapshot, local, gateway)) {
         return Err(foreign(format!("service {} is not bound to this waypoint", service.key), destination));
     }
+    // Also a service without routes has a table. Serving one whose routes are not known would go round them.
+    if snapshot.routes(&service.key).is_none() {
+        return Err(foreign(format!("the routes of service {} are not known here", service.key), destination));
+    }
     let port = match service.port(asked.port()) {
         Some(port) => *port,
         None if service.balancing.mode == BalancingMode::Passthrough => {

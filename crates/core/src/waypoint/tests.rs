@@ -1,5 +1,7 @@
 use super::*;
-use crate::testmesh::{mesh, uid};
+use crate::http::route::ServiceRoutes;
+use crate::snapshot::Change;
+use crate::testmesh::{key, mesh, uid};
 
 const SHOP: &str = "
     svc shop/wp     10.1.0.9  ports=15008>15008
@@ -8,14 +10,20 @@ const SHOP: &str = "
     svc shop/api    10.1.0.1  ports=80>8080  waypoint=shop/wp
     svc shop/web    10.1.0.2  ports=80>8080
     svc shop/far    10.1.0.3  ports=80>8080  waypoint=shop/other
+    svc shop/late   10.1.0.4  ports=80>8080  waypoint=shop/wp
     pod shop/api-1  10.0.0.1  hbone  serves=shop/api:80>8080
     pod shop/job-1  10.0.0.2  hbone  waypoint=shop/wp
 ";
 
+/// The mesh where the waypoint knows the routes of `shop/api`, of which there are none.
+fn shop() -> Snapshot {
+    mesh(SHOP).apply(vec![Change::Routes(ServiceRoutes { service: key("shop/api"), routes: Vec::new() })])
+}
+
 /// A CONNECT for `authority` reaches shop/wp-1.
 #[track_caller]
 fn check(authority: &str, expected: &str) {
-    let mesh = mesh(SHOP);
+    let mesh = shop();
     let local = mesh.workload(&uid("shop/wp-1")).unwrap();
     let query = Query { local, caller_namespace: "shop", authority: &authority.parse().unwrap() };
     let got = match target(&mesh, &query) {
@@ -46,6 +54,11 @@ fn a_waypoint_is_no_way_to_anything_else() {
 }
 
 #[test]
+fn a_service_whose_routes_are_not_known_is_not_served_past_them() {
+    check("10.1.0.4:80", "refused authority_mismatch");
+}
+
+#[test]
 fn listeners_of_the_mesh_are_refused() {
     for port in [15001, 15006, 15008] {
         check(&format!("10.0.0.2:{port}"), "refused loop");
@@ -54,7 +67,7 @@ fn listeners_of_the_mesh_are_refused() {
 
 #[test]
 fn the_way_leads_to_an_endpoint_and_not_to_the_waypoint_again() {
-    let mesh = mesh(SHOP);
+    let mesh = shop();
     let local = mesh.workload(&uid("shop/wp-1")).unwrap();
     let query = Query { local, caller_namespace: "shop", authority: &"10.1.0.1:80".parse().unwrap() };
     let target = target(&mesh, &query).unwrap();
