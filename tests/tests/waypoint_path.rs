@@ -38,7 +38,12 @@ impl Waypoint {
         let manifests = scene.mesh.manifests();
         let pods: Vec<Pod> =
             (0..2).map(|node| lab.node(node).pod(&format!("{name}-{node}"), "demo", name)).collect::<Result<_>>()?;
-        let labels = [("gateway.networking.k8s.io/gateway-name", name), ("istio.io/dataplane-mode", "none")];
+        let labels = [
+            ("gateway.networking.k8s.io/gateway-name", name),
+            ("istio.io/dataplane-mode", "none"),
+            // It speaks HBONE itself: only whoever is in the mesh gets a certificate.
+            ("networking.istio.io/tunnel", "http"),
+        ];
         let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
         let facts = PodFacts { labels, ..PodFacts::default() };
         pods.iter().try_for_each(|pod| manifests.pod_with(pod, &facts))?;
