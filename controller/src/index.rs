@@ -535,7 +535,11 @@ impl Index {
     fn set_namespace(&mut self, name: &Arc<str>, namespace: Option<Namespace>) {
         let old = self.namespaces.remove(name).unwrap_or_default();
         let new = namespace.clone().unwrap_or_default();
-        let waypoint_moved = old.waypoint != new.waypoint || old.labels != new.labels;
+        let waypoint_moved = old.waypoint != new.waypoint;
+        if old.labels != new.labels {
+            // Waypoints choose by them whom they admit.
+            self.waypoints.users_in(name).into_iter().for_each(|user| self.user_touched(user));
+        }
         if old.in_mesh != new.in_mesh || waypoint_moved {
             self.dirty.pods.extend(self.pods_in.of(name).cloned());
         }

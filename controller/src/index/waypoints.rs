@@ -122,6 +122,11 @@ impl Waypoints {
         self.users.get(gateway).into_iter().flatten()
     }
 
+    /// Those of a namespace who name a gateway.
+    pub(super) fn users_in(&self, namespace: &Arc<str>) -> Vec<User> {
+        self.bindings.keys().filter(|user| user.name().namespace == *namespace).cloned().collect()
+    }
+
     /// Whether a gateway's class is ours. A class that nobody made is what its name says.
     pub(super) fn is_ours(&self, gateway: &Gateway) -> bool {
         self.classes.get(&gateway.class).map_or(&*gateway.class == CLASS, |class| class.is_ours)
@@ -207,7 +212,7 @@ impl Index {
         }
     }
 
-    fn user_touched(&mut self, user: User) {
+    pub(super) fn user_touched(&mut self, user: User) {
         match user {
             User::Service(name) => drop(self.dirty.services.insert(name)),
             User::Pod(name) => drop(self.dirty.pods.insert(name)),

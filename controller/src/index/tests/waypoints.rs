@@ -136,7 +136,7 @@ fn another_namespace_is_admitted_by_a_listener_or_refused() {
 
 #[test]
 fn a_canary_takes_its_share_while_it_is_ready() {
-    let canary = WAYPOINT.replace("name: w,", "name: w2,").replace("-name: w", "-name: w2").replace("w-1", "w2-1");
+    let canary = WAYPOINT.replace("-name: w", "-name: w2").replace("{name: w,", "{name: w2,").replace("w-1", "w2-1");
     let canary = canary.replace("10.96.0.100", "10.96.0.102").replace("10.0.0.100", "10.0.0.102");
     let labels = format!("{USES}, istio.io/use-waypoint-canary: w2");
     let service = service("shop", &labels);
