@@ -134,7 +134,12 @@ impl Policies {
     pub(super) fn protected(&self) -> Protected {
         let mut protected = Protected::default();
         for (name, held) in &self.authorizations {
-            if let Target::Waypoint(targets) = &held.in_force.written.target {
+            let written = &held.in_force.written;
+            // What only watches decides nothing.
+            if written.dry_run || written.action == Action::Audit {
+                continue;
+            }
+            if let Target::Waypoint(targets) = &written.target {
                 let is_root = name.namespace == self.root;
                 targets.iter().for_each(|target| protected.add(&name.namespace, target, is_root));
             }

@@ -70,13 +70,11 @@ impl Index {
     }
 
     fn protects(&self, user: &User, gateway: &Name) -> bool {
-        let of_class = || {
-            let class = self.waypoints.gateways.get(gateway).map(|gateway| &gateway.class);
-            class.is_some_and(|class| self.protected.classes.contains(class))
-        };
+        let view = self.waypoints.view(gateway);
+        let of_class = || view.is_some_and(|view| self.protected.classes.contains(&view.class));
         let protects = self.protected.users.contains(user) || self.protected.gateways.contains(gateway) || of_class();
         // Without an own word a waypoint must be passed; one that may be missed is no protection while it is missing.
-        protects && self.waypoints.view(gateway).is_none_or(|view| view.must_be_passed)
+        protects && view.is_none_or(|view| view.must_be_passed)
     }
 
     /// The waypoints by which alone a pod is reached that serves `services`.

@@ -33,6 +33,7 @@ pub(super) struct Waypoints {
 /// A waypoint, as far as others depend on it.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct View {
+    pub(super) class: Arc<str>,
     traffic: Traffic,
     /// By each listener that waypoints have.
     admits: Box<[Admits]>,
@@ -198,6 +199,13 @@ impl Index {
             if self.waypoints.views.get(&name) == view.as_ref() {
                 continue;
             }
+            let users: Vec<User> = self.waypoints.users(&name).cloned().collect();
+            // What was protected until now is looked at again, whatever becomes of it.
+            for user in &users {
+                if self.is_protected(user) {
+                    self.dirty.pods.extend(self.pods_in.of(&user.name().namespace).cloned());
+                }
+            }
             match view {
                 Some(view) => drop(self.waypoints.views.insert(name.clone(), view)),
                 None => drop(self.waypoints.views.remove(&name)),
@@ -205,7 +213,6 @@ impl Index {
             // Its own service and pods have no waypoint while it is one.
             self.dirty.services.insert(name.clone());
             self.dirty.pods.extend(self.waypoints.pods(&name).cloned());
-            let users: Vec<User> = self.waypoints.users(&name).cloned().collect();
             for user in users {
                 self.user_touched(user);
             }
@@ -228,6 +235,7 @@ impl Index {
         let gateway = self.waypoints.gateways.get(name).filter(|gateway| self.waypoints.is_ours(gateway))?;
         let listeners = gateway.listeners.iter().filter(|listener| listener.is_hbone());
         Some(View {
+            class: Arc::clone(&gateway.class),
             traffic: self.waypoints.traffic(gateway),
             admits: listeners.map(|listener| listener.admits.clone()).collect(),
             ready: self.services.contains_key(name) && self.ready_pods(name).next().is_some(),

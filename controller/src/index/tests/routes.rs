@@ -236,6 +236,10 @@ fn a_policy_at_a_waypoint_closes_the_way_past_it() {
     let by_waypoint = Some(vec!["shop/w spiffe://cluster.local/ns/shop/sa/default [8080]".to_owned()]);
     assert_eq!(traversal(&policy("{kind: Service, group: \"\", name: web}")), by_waypoint);
     assert_eq!(traversal(&policy("{kind: Service, group: \"\", name: other}")), Some(Vec::new()));
+    let web = policy("{kind: Service, group: \"\", name: web}");
+    assert_eq!(traversal(&web), by_waypoint);
+    let dry = web.replace("namespace: shop}", "namespace: shop, annotations: {istio.io/dry-run: \"true\"}}");
+    assert_eq!(traversal(&dry), Some(Vec::new()));
     assert_eq!(traversal(&policy("{kind: Gateway, group: gateway.networking.k8s.io, name: w}")), by_waypoint);
     let optional = WAYPOINT.replace(
         "{name: w, namespace: shop}\nspec: {gateway",
