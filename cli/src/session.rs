@@ -54,12 +54,15 @@ impl Session {
     /// What is installed, whether or not it is whole.
     pub async fn mesh(&self) -> Result<Mesh, Fault> {
         let system = Some(self.system.as_str());
-        let (controller, daemons, controller_pods, node_pods) = tokio::try_join!(
+        let (controller, daemons, controller_pods, node_pods) = tokio::join!(
             self.cluster.get::<Deployment>(system, CONTROLLER),
             self.cluster.get::<DaemonSet>(system, NODE),
             self.cluster.list::<Pod>(system, Some(CONTROLLER_LABELS)),
             self.cluster.list::<Pod>(system, Some(NODE_LABELS)),
-        )?;
+        );
+        // Of several failures the same one is told each time.
+        let (controller, daemons) = (controller?, daemons?);
+        let (controller_pods, node_pods) = (controller_pods?, node_pods?);
         // Istio's have the same names.
         let controller = controller.filter(|deployment| is_ours(&deployment.metadata));
         let daemons = daemons.filter(|daemons| is_ours(&daemons.metadata));
