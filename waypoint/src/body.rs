@@ -106,7 +106,7 @@ impl Body for RequestBody {
         match &self.source {
             Source::Empty => SizeHint::with_exact(0),
             Source::Once(incoming) => incoming.size_hint(),
-            Source::Again { kept, .. } => kept.size.clone(),
+            Source::Again { kept, .. } => kept.size,
             Source::Whole { trailers: Some(_), .. } => SizeHint::default(),
             Source::Whole { size, .. } => SizeHint::with_exact(*size),
         }

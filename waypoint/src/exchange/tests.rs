@@ -163,12 +163,14 @@ async fn frame(io: &mut (impl AsyncReadExt + Unpin)) -> std::io::Result<(u8, u8,
 
 #[tokio::test(start_paused = true)]
 async fn what_a_server_of_http2_has_not_begun_with_is_sent_again() {
+    /// The frame that denies a stream.
+    type Deny = fn(u8) -> Vec<u8>;
     // RST_STREAM with REFUSED_STREAM, and GOAWAY with NO_ERROR, whose last stream is the one before.
     let refused = |stream: u8| vec![0, 0, 4, 3, 0, 0, 0, 0, stream, 0, 0, 0, 7];
     let going = |_: u8| vec![0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     // What was begun with is not.
     let cancelled = |stream: u8| vec![0, 0, 4, 3, 0, 0, 0, 0, stream, 0, 0, 0, 8];
-    let denials: [(fn(u8) -> Vec<u8>, &str); 3] = [(refused, "200"), (going, "200"), (cancelled, "503")];
+    let denials: [(Deny, &str); 3] = [(refused, "200"), (going, "200"), (cancelled, "503")];
     for (deny, expected) in denials {
         let denied = std::sync::Arc::<std::sync::atomic::AtomicBool>::default();
         let endpoint = raw(move |mut io| {

@@ -65,7 +65,7 @@ impl Bench {
 }
 
 fn caller(node: Option<&str>) -> Result<Caller, Refused> {
-    let caller = node.map(|node| Caller::of_node(node));
+    let caller = node.map(Caller::of_node);
     caller.ok_or_else(|| Refused::Stranger("there is no token".into()))
 }
 
