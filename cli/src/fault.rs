@@ -78,7 +78,7 @@ impl From<AskError> for Fault {
             AskError::Unreachable(_) => Self::new(Code::Unreachable, what, why, "kubectl cluster-info"),
             AskError::Unauthorized(_) => Self::new(Code::Unauthorized, what, why, "kubectl auth whoami"),
             AskError::Forbidden { permission, .. } => Self::new(Code::Forbidden, what, why, grant(&permission, why)),
-            AskError::Missing(_) | AskError::Refused(_) => {
+            AskError::Missing(_) | AskError::Conflict(_) | AskError::Refused(_) => {
                 Self::new(Code::Refused, what, why, "kubectl get --raw /readyz?verbose")
             }
         }

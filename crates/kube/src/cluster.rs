@@ -42,6 +42,9 @@ pub enum AskError {
     /// What was asked for is not there.
     #[error("{0}")]
     Missing(String),
+    /// Somebody else says otherwise about the object.
+    #[error("{0}")]
+    Conflict(String),
     /// The server refuses, or its answer is none.
     #[error("{0}")]
     Refused(String),
@@ -93,6 +96,11 @@ impl Cluster {
     /// The address of the API server.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// The namespace of those who name none.
+    pub fn default_namespace(&self) -> &str {
+        self.client.default_namespace()
     }
 
     /// The version of the API server.
@@ -180,6 +188,29 @@ impl Cluster {
         self.ask("patch", Some(of::<K>("patch", namespace)), Method::PATCH, &uri, body).await
     }
 
+    /// Makes an object, or makes it what `object` says. Fields that nobody names any more are taken away, and those that
+    /// others want otherwise are a conflict.
+    pub async fn apply<K>(&self, namespace: Option<&str>, name: &str, object: &Value) -> Result<K, AskError>
+    where
+        K: Resource + DeserializeOwned,
+    {
+        let uri = format!("{}/{}?fieldManager=loam", path::<K>(namespace), escaped(name));
+        // JSON is YAML.
+        let body = Some(("application/apply-patch+yaml", object));
+        self.ask("apply", Some(of::<K>("patch", namespace)), Method::PATCH, &uri, body).await
+    }
+
+    /// Removes an object; false where there is none.
+    pub async fn delete<K: Resource>(&self, namespace: Option<&str>, name: &str) -> Result<bool, AskError> {
+        let path = format!("{}/{}", path::<K>(namespace), escaped(name));
+        let right = Some(of::<K>("delete", namespace));
+        match self.ask::<Value>("delete", right, Method::DELETE, &path, None).await {
+            Ok(_) => Ok(true),
+            Err(AskError::Missing(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Whether the one who asks has a right.
     pub async fn may(&self, permission: &Permission) -> Result<bool, AskError> {
         let (resource, subresource) = permission.resource.split_once('/').unwrap_or((permission.resource, ""));
@@ -232,6 +263,7 @@ pub(crate) fn failure(what: &str, permission: Option<Permission>, error: &kube::
             (401, _) => AskError::Unauthorized(told(&status.message)),
             (403, Some(permission)) => AskError::Forbidden { permission, message: told(&status.message) },
             (404, _) => AskError::Missing(told(&status.message)),
+            (409, _) => AskError::Conflict(told(&status.message)),
             (code, _) => AskError::Refused(told(&format!("the API server answers {code}: {}", status.message))),
         },
         kube::Error::Auth(error) => AskError::Unauthorized(told(&explain(error))),

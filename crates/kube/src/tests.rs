@@ -309,3 +309,21 @@ async fn who_asks_once_gets_every_page_or_the_reason() {
     server.answer("/pods", Reply::Status(404, "not found"));
     assert!(matches!(cluster.get::<Pod>(Some("shop"), "p1").await, Ok(None)));
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_changes_something_is_told_apart_from_who_wants_it_otherwise() {
+    let server = Server::default();
+    let cluster = Cluster::of(server.client(), "memory");
+    server.answer("/pods", Reply::Status(200, ""));
+    assert!(cluster.delete::<Pod>(Some("shop"), "p").await.expect("it answers"));
+    server.answer("/pods", Reply::Status(404, "not found"));
+    assert!(!cluster.delete::<Pod>(Some("shop"), "p").await.expect("it answers"), "it is gone already");
+    server.answer("/pods", Reply::Status(409, "conflict with \"kubectl\""));
+    let conflict = AskError::Conflict("apply /api/v1/namespaces/shop/pods/p: conflict with \"kubectl\"".into());
+    assert_eq!(cluster.apply::<Pod>(Some("shop"), "p", &json!({})).await, Err(conflict));
+    server.answer("/pods", Reply::Status(403, "pods is forbidden"));
+    let Err(AskError::Forbidden { permission, .. }) = cluster.delete::<Pod>(Some("shop"), "p").await else {
+        panic!("it is forbidden")
+    };
+    assert_eq!((permission.verb, permission.resource), ("delete", "pods"));
+}
