@@ -1,5 +1,7 @@
 //! The command line.
 
+pub mod waypoint;
+
 use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
@@ -7,6 +9,7 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::chart;
 use crate::output::Format;
+use waypoint::Waypoint;
 
 /// Installs the Loam service mesh, enrols namespaces, and shows what is going on.
 #[derive(Debug, Parser)]
@@ -106,6 +109,13 @@ Examples:
   loam status shop           one namespace, pod by pod
   loam status -o json        all of it for programs")]
     Status(Status),
+    /// Proxies for requests in front of services
+    #[command(before_help = "\
+Examples:
+  loam waypoint apply -n shop --enroll-namespace --wait   one in front of every service of a namespace
+  loam waypoint list -A                                   those of the cluster
+  loam waypoint status -n shop                            how they fare, and what to do about it")]
+    Waypoint(Waypoint),
     /// What a node's proxy knows, and whether it is what the controller serves
     #[command(before_help = "\
 Examples:

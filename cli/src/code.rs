@@ -78,8 +78,12 @@ codes! {
     Silent = 1206, Failed, "the logs of that pod";
     /// A program in a pod answers with what this version cannot read.
     Unreadable = 1207, Failed, "`loam version`, then the program of the mesh's version";
+    /// There is no such waypoint.
+    NoWaypoint = 1208, Failed, "`loam waypoint list -A`";
     /// The mesh is not installed.
     NotInstalled = 1301, No, "`loam install`";
+    /// The API server does not know the Gateway API.
+    NoGatewayApi = 1302, Failed, "the definitions of the Gateway API, which the chart does not bring along";
     /// The version of Kubernetes is too old.
     OldKubernetes = 2001, No, "a newer Kubernetes";
     /// A permission is missing.
@@ -114,6 +118,12 @@ codes! {
     Late = 3002, No, "`loam status` says what each waits for";
     /// What a node knows is not what the controller serves.
     Differences = 3003, No, "restart the proxy of that node when they stay";
+    /// The namespace has another waypoint.
+    OtherWaypoint = 3004, Failed, "`--overwrite`";
+    /// A Gateway that is no waypoint has the name.
+    OtherGateway = 3005, Failed, "another `--name`";
+    /// A waypoint is not programmed.
+    NotProgrammed = 3006, No, "`loam waypoint status` says why";
     /// Helm is not installed.
     NoHelm = 4001, Failed, "install Helm 3 and see that `helm version` works";
     /// Helm failed.

@@ -19,8 +19,8 @@ use crate::session::Session;
 use crate::style::Tone;
 use crate::table::{Cell, Table};
 
-/// Pause between two looks at pods that are waited for.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Pause between two looks at what is waited for.
+pub const PAUSE: Duration = Duration::from_secs(1);
 
 /// Makes an injector bring a sidecar to every new pod.
 pub const INJECTION_LABEL: &str = "istio-injection";

@@ -23,12 +23,14 @@ pub mod status;
 pub mod style;
 pub mod table;
 pub mod version;
+pub mod waypoint;
 
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use clap::FromArgMatches;
 
+use args::waypoint::Command as Waypoint;
 use args::{Cli, Command, Common, Config};
 use code::{Code, Exit};
 use fault::Fault;
@@ -76,6 +78,9 @@ async fn run(cli: &Cli, program: &'static str) -> Result<bool, Fault> {
     let look = Look { format: cli.common.output, style: Style::of_stdout(), program };
     let (text, answer) = match &cli.command {
         Command::Completion(args) => (completion::script(args.shell), true),
+        Command::Waypoint(args::waypoint::Waypoint { namespace, command: Waypoint::Generate(wanted) }) => {
+            (look.render(&waypoint::generate(namespace.as_deref(), wanted))?, true)
+        }
         Command::Version(args) if args.client => (look.render(&version::own())?, true),
         command => ask(&Session::open(&cli.common).await?, &cli.common, command, look).await?,
     };
@@ -111,6 +116,22 @@ async fn ask(session: &Session, common: &Common, command: &Command, look: Look) 
         Command::Config(Config::Diff(args)) => {
             let compared = config::diff::run(session, args).await?;
             (look.render(&compared)?, compared.agrees())
+        }
+        Command::Waypoint(args) => {
+            let namespace = session.namespace_or_default(args.namespace.as_deref());
+            match &args.command {
+                Waypoint::Generate(wanted) => (look.render(&waypoint::generate(Some(namespace), wanted))?, true),
+                Waypoint::Apply(args) => (look.render(&waypoint::apply::run(session, namespace, args).await?)?, true),
+                Waypoint::List(args) => (look.render(&waypoint::list::run(session, namespace, args).await?)?, true),
+                Waypoint::Status(args) => {
+                    let told = waypoint::status::run(session, namespace, args).await?;
+                    (look.render(&told)?, told.programmed())
+                }
+                Waypoint::Delete(args) => {
+                    let deleted = waypoint::delete::run(session, namespace, args).await?;
+                    (look.render(&deleted)?, deleted.complete())
+                }
+            }
         }
         Command::Version(_) => (look.render(&version::all(session).await?)?, true),
         Command::Completion(args) => (completion::script(args.shell), true),

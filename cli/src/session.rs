@@ -42,6 +42,11 @@ impl Session {
         Ok(Self { cluster: Cluster::find(&way).await?, system: common.system_namespace.clone() })
     }
 
+    /// The namespace that is asked about: the one that is named, else that of the way to the cluster.
+    pub fn namespace_or_default<'a>(&'a self, named: Option<&'a str>) -> &'a str {
+        named.unwrap_or_else(|| self.cluster.default_namespace())
+    }
+
     /// A namespace.
     pub async fn namespace(&self, name: &str) -> Result<Namespace, Fault> {
         let found: Option<Namespace> = self.cluster.get(None, name).await?;

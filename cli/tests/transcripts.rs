@@ -283,6 +283,112 @@ async fn a_cluster_that_does_not_answer_is_told_apart_from_one_that_refuses() {
     terminal.is("refused");
 }
 
+const GATEWAY_API: (&str, &str) = ("gateways", "gateway.networking.k8s.io");
+const ACCEPTED: [&str; 4] = ["Accepted", "True", "Accepted", "the waypoint is accepted"];
+const PROGRAMMED: [&str; 4] = ["Programmed", "True", "Programmed", "pods answer at waypoint.shop.svc.cluster.local"];
+const PENDING: [&str; 4] =
+    ["Programmed", "False", "Pending", "no pod of the waypoint is ready: see its Deployment and pods"];
+
+#[tokio::test]
+async fn a_waypoint_is_made_and_put_in_front_of_its_namespace() {
+    let server = cluster::shop();
+    server.tells(&[ACCEPTED, PROGRAMMED]);
+    let mut terminal = Terminal::at("waypoint", &server).await;
+    terminal.types("loam waypoint generate").await;
+    terminal.types("loam waypoint generate --name w -n shop --for workload --revision v1").await;
+    terminal.types("loam waypoint generate -o json").await;
+    terminal.types("loam waypoint apply -n shop").await;
+    terminal.types("loam waypoint list").await;
+    server.knows(GATEWAY_API.0, GATEWAY_API.1);
+    terminal.types("loam waypoint list").await;
+    terminal.types("loam waypoint list -A").await;
+    terminal.types("loam waypoint status -n shop").await;
+    terminal.types("loam waypoint apply -n shop --for all -r v1").await;
+    assert_eq!(server.labels("shop"), json!({"istio.io/dataplane-mode": "ambient"}), "nobody asked for more");
+    terminal.types("loam waypoint apply -n shop --enroll-namespace --wait").await;
+    let labels = json!({"istio.io/dataplane-mode": "ambient", "istio.io/use-waypoint": "waypoint"});
+    assert_eq!(server.labels("shop"), labels);
+    terminal.types("loam waypoint apply -n shop --enroll-namespace").await;
+    terminal.types("loam waypoint apply -n shop --name two --for all --enroll-namespace").await;
+    assert_eq!(server.labels("shop"), labels, "somebody else decided");
+    terminal.types("kubectl loam waypoint apply -n shop --name two --enroll-namespace --overwrite -o json").await;
+    assert_eq!(server.labels("shop")["istio.io/use-waypoint"], "two");
+    terminal.types("loam waypoint apply -n bank --enroll-namespace").await;
+    terminal.types("loam waypoint list -A").await;
+    terminal.types("loam waypoint list -n shop").await;
+    terminal.types("loam waypoint list -n shop -o json").await;
+    terminal.types("loam waypoint status").await;
+    terminal.types("loam waypoint apply -n nowhere").await;
+    terminal.types("loam waypoint apply -n shop --name none").await;
+    terminal.is("waypoint");
+}
+
+#[tokio::test]
+async fn a_waypoint_that_is_not_programmed_says_why() {
+    let server = cluster::shop();
+    server.knows(GATEWAY_API.0, GATEWAY_API.1);
+    let mut terminal = Terminal::at("waypoint-unwell", &server).await;
+    terminal.types("loam waypoint apply -n shop --wait --timeout 0s").await;
+    server.tells(&[ACCEPTED, PENDING]);
+    terminal.types("loam waypoint apply -n shop --wait --waypoint-timeout 0s --enroll-namespace").await;
+    assert_eq!(server.labels("shop"), json!({"istio.io/dataplane-mode": "ambient"}), "what is not there is not named");
+    let taken =
+        "Service shop/taken exists and is somebody else's: give the Gateway another name, or delete the Service";
+    server.tells(&[ACCEPTED, ["Programmed", "False", "Invalid", taken]]);
+    terminal.types("loam waypoint apply -n shop --name taken --wait").await;
+    server.tells(&[
+        ["Accepted", "False", "InvalidParameters", "ConfigMap shop/options does not exist"],
+        ["Programmed", "False", "Invalid", "the Gateway is not accepted"],
+    ]);
+    terminal.types("loam waypoint apply -n shop --name wrong --wait --enroll-namespace").await;
+    server.tells(&[ACCEPTED, PROGRAMMED]);
+    terminal.types("loam waypoint apply -n shop --name good").await;
+    terminal.types("loam waypoint status -n shop").await;
+    terminal.types("loam waypoint status -n shop good").await;
+    terminal.types("loam waypoint status -n shop waypoint -o json").await;
+    terminal.types("kubectl loam waypoint status -n shop good lost gone").await;
+    server.put(json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
+        "metadata": {"namespace": "shop", "name": "door"}, "spec": {"gatewayClassName": "other"},
+    }));
+    terminal.types("loam waypoint apply -n shop --name door").await;
+    server.forbid("list", "gateways");
+    server.forbid("patch", "gateways");
+    terminal.types("loam waypoint status -n shop").await;
+    terminal.types("loam waypoint apply -n shop").await;
+    terminal.is("waypoint-unwell");
+}
+
+#[tokio::test]
+async fn who_still_names_a_deleted_waypoint_is_told() {
+    let server = cluster::shop();
+    server.knows(GATEWAY_API.0, GATEWAY_API.1);
+    let mut terminal = Terminal::at("waypoint-delete", &server).await;
+    server.put(json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"namespace": "shop", "name": "web", "labels": {"istio.io/use-waypoint": "two"}},
+    }));
+    terminal.types("loam waypoint delete -n shop").await;
+    terminal.types("loam waypoint delete -n shop --all").await;
+    for line in [
+        "loam waypoint apply -n shop --enroll-namespace",
+        "loam waypoint apply -n shop --name two",
+        "loam waypoint apply -n shop --name three --revision v1",
+        "loam waypoint apply -n shop --name four",
+        "loam waypoint delete -n shop --revision v1",
+        "loam waypoint delete -n shop four lost",
+        "loam waypoint delete -n shop four --all",
+        "loam waypoint delete -n shop --all",
+        "loam waypoint list -A",
+    ] {
+        terminal.types(line).await;
+    }
+    server.forbid("list", "services");
+    server.forbid("get", "namespaces");
+    terminal.types("loam waypoint delete -n shop waypoint -o json").await;
+    terminal.is("waypoint-delete");
+}
+
 #[tokio::test]
 async fn the_command_line_explains_itself() {
     let server = Server::new();

@@ -104,12 +104,7 @@ pub(crate) fn shop() -> Server {
         ("sidecars", "networking.istio.io"),
         ("workloadentries", "networking.istio.io"),
     ] {
-        let names = json!({"kind": "Any", "plural": plural});
-        let spec = json!({"group": group, "names": names, "scope": "Namespaced", "versions": []});
-        server.put(json!({
-            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-            "metadata": {"name": format!("{plural}.{group}")}, "spec": spec,
-        }));
+        server.knows(plural, group);
     }
     server.put(namespace("shop", json!({"istio.io/dataplane-mode": "ambient"})));
     server.put(namespace("bank", json!({})));

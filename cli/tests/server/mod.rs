@@ -1,4 +1,5 @@
-//! An API server in memory: objects, merge patches, reviews of rights, and ports forwarded to real sockets.
+//! An API server in memory: objects, merge patches, applied objects, reviews of rights, and ports forwarded to real
+//! sockets.
 
 pub(crate) mod cluster;
 mod forward;
@@ -35,6 +36,8 @@ struct State {
     closed: bool,
     /// Whether the nodes do what the labels of namespaces say.
     agents: bool,
+    /// What the controller says about the latest version of each Gateway that is applied.
+    told: Vec<Value>,
     version: (u32, u32),
 }
 
@@ -95,6 +98,25 @@ impl Server {
         self.state().agents = false;
     }
 
+    /// Knows a kind, also while there are no objects of it.
+    pub(crate) fn knows(&self, plural: &str, group: &str) {
+        let names = json!({"kind": "Any", "plural": plural});
+        let spec = json!({"group": group, "names": names, "scope": "Namespaced", "versions": []});
+        self.put(json!({
+            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {"name": format!("{plural}.{group}")}, "spec": spec,
+        }));
+    }
+
+    /// The controller says so about Gateways that are applied: type, status, reason and message of conditions.
+    pub(crate) fn tells(&self, conditions: &[[&str; 4]]) {
+        let condition = |[kind, status, reason, message]: &[&str; 4]| {
+            json!({"type": kind, "status": status, "reason": reason, "message": message,
+                   "lastTransitionTime": "2026-01-02T03:04:05Z"})
+        };
+        self.state().told = conditions.iter().map(condition).collect();
+    }
+
     /// The labels of a namespace.
     pub(crate) fn labels(&self, namespace: &str) -> Value {
         let place = ("/api/v1".to_owned(), "namespaces".to_owned(), None, namespace.to_owned());
@@ -139,7 +161,11 @@ impl Server {
                 whole(200, &json!({"major": major.to_string(), "minor": minor.to_string(), "gitVersion": text}))
             }
             (&Method::POST, path) if path.ends_with("/selfsubjectaccessreviews") => self.review(body),
-            (method, path) => self.object(method, path, query, &body),
+            (method, path) => {
+                let applied =
+                    parts.headers.get("content-type").is_some_and(|kind| kind == "application/apply-patch+yaml");
+                self.object(method, path, query, &body, applied)
+            }
         })
     }
 
@@ -158,7 +184,7 @@ impl Server {
         whole(201, &review)
     }
 
-    fn object(&self, method: &Method, path: &str, query: &str, body: &Value) -> Answer {
+    fn object(&self, method: &Method, path: &str, query: &str, body: &Value, applied: bool) -> Answer {
         let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
         let (root, rest) = parts.split_at(if parts[0] == "api" { 2 } else { 3 });
         let root = format!("/{}", root.join("/"));
@@ -172,6 +198,7 @@ impl Server {
         };
         let verb = match (method, name) {
             (&Method::PATCH, _) => "patch",
+            (&Method::DELETE, _) => "delete",
             (_, Some(_)) => "get",
             (_, None) => "list",
         };
@@ -181,11 +208,19 @@ impl Server {
         let Some(name) = name else { return self.list(&root, plural, namespace, query) };
         let place = (root, plural.to_owned(), namespace.map(str::to_owned), name.to_owned());
         let mut state = self.state();
+        if applied {
+            return state.apply(place, body);
+        }
         let Some(object) = state.objects.get(&place).cloned() else {
             return status(404, "NotFound", &format!("{plural} \"{name}\" not found"));
         };
-        if method != Method::PATCH {
-            return whole(200, &object);
+        match *method {
+            Method::DELETE => {
+                state.objects.remove(&place);
+                return whole(200, &json!({"kind": "Status", "apiVersion": "v1", "status": "Success"}));
+            }
+            Method::PATCH => {}
+            _ => return whole(200, &object),
         }
         let mut changed = object;
         merge(&mut changed, body);
@@ -200,8 +235,7 @@ impl Server {
 
     fn list(&self, root: &str, plural: &str, namespace: Option<&str>, query: &str) -> Answer {
         let state = self.state();
-        let built_in = ["/api/v1", "/apis/apps/v1", "/apis/apiextensions.k8s.io/v1"].contains(&root);
-        if !built_in && !state.objects.keys().any(|place| place.0 == root && place.1 == plural) {
+        if !state.knows(root, plural) {
             return status(404, "NotFound", "the server could not find the requested resource");
         }
         let selector = query.split('&').find_map(|pair| pair.strip_prefix("labelSelector="));
@@ -220,6 +254,34 @@ impl Server {
 }
 
 impl State {
+    fn knows(&self, root: &str, plural: &str) -> bool {
+        let built_in = ["/api/v1", "/apis/apps/v1", "/apis/apiextensions.k8s.io/v1"].contains(&root);
+        let group = root.split('/').nth(2).unwrap_or_default();
+        let defined = |(place, object): (&Place, &Value)| {
+            (place.0 == root && place.1 == plural)
+                || (object["spec"]["names"]["plural"] == plural && object["spec"]["group"] == group)
+        };
+        built_in || self.objects.iter().any(defined)
+    }
+
+    /// Makes an object what its only manager says of it, and what the controller says of that.
+    fn apply(&mut self, place: Place, body: &Value) -> Answer {
+        if !self.knows(&place.0, &place.1) {
+            return status(404, "NotFound", "the server could not find the requested resource");
+        }
+        let generation =
+            self.objects.get(&place).map_or(0, |object| object["metadata"]["generation"].as_i64().unwrap());
+        let mut object = body.clone();
+        object["metadata"]["generation"] = json!(generation + 1);
+        let mut conditions = json!(self.told);
+        for condition in conditions.as_array_mut().unwrap() {
+            condition["observedGeneration"] = json!(generation + 1);
+        }
+        object["status"] = json!({"conditions": conditions});
+        self.objects.insert(place, object.clone());
+        whole(200, &object)
+    }
+
     /// What the agents of the nodes do when a namespace is enrolled or leaves.
     fn capture(&mut self, namespace: &str, enrolled: bool) {
         for ((_, plural, of, _), pod) in &mut self.objects {
