@@ -10,9 +10,16 @@ use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use loam_core::http::headers::{strip_hop_by_hop, strip_owned};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Most bytes kept of a body that may have to be sent again. A longer one is sent once.
+/// Most bytes kept of a body that may have to be sent again, with what keeping them costs. A longer one is sent once.
 pub const MAX_REPLAY_BYTES: usize = 64 << 10;
+
+/// Most bytes kept of all bodies together. One for which there is no room is sent once.
+pub const MAX_KEPT_BYTES: usize = 64 << 20;
+
+/// What keeping a piece costs beside its bytes: many tiny ones must not cost more than they count.
+const PIECE_BYTES: usize = 64;
 
 /// The error of a body: hyper's, or ours.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -140,22 +147,61 @@ struct State {
     /// The try that may read. An earlier one may still be polled by a connection that has not noticed its end.
     turn: u64,
     pieces: Vec<Bytes>,
+    /// What they cost.
     bytes: usize,
+    /// Room for all bodies, and what this one has of it.
+    room: Arc<Semaphore>,
+    taken: Option<OwnedSemaphorePermit>,
     trailers: Option<HeaderMap>,
     ended: bool,
     /// Some of it was sent and is not kept.
     lost: bool,
 }
 
+impl State {
+    /// Keeps a piece, or gives up keeping this body.
+    fn keep(&mut self, data: &[u8]) {
+        let cost = data.len() + PIECE_BYTES;
+        self.bytes = self.bytes.saturating_add(cost);
+        if self.lost || self.bytes > MAX_REPLAY_BYTES || !self.take_room(cost) {
+            self.lost = true;
+            self.pieces = Vec::new();
+            self.taken = None;
+            return;
+        }
+        // A copy: what was read lies in a buffer that may be far longer.
+        self.pieces.push(Bytes::copy_from_slice(data));
+    }
+
+    fn take_room(&mut self, bytes: usize) -> bool {
+        let room = u32::try_from(bytes).ok().and_then(|bytes| self.room.clone().try_acquire_many_owned(bytes).ok());
+        let Some(room) = room else { return false };
+        match &mut self.taken {
+            Some(taken) => taken.merge(room),
+            None => self.taken = Some(room),
+        }
+        true
+    }
+}
+
 impl Kept {
-    /// `None` when there is no body, which can be sent as often as one likes.
-    pub fn new(incoming: Incoming) -> Option<Arc<Self>> {
+    /// `None` when there is no body, which can be sent as often as one likes. What is kept takes of `room`.
+    pub fn new(incoming: Incoming, room: &Arc<Semaphore>) -> Option<Arc<Self>> {
         if incoming.is_end_stream() {
             return None;
         }
         let size = incoming.size_hint();
-        let state =
-            State { incoming, turn: 0, pieces: Vec::new(), bytes: 0, trailers: None, ended: false, lost: false };
+        let state = State {
+            incoming,
+            turn: 0,
+            pieces: Vec::new(),
+            bytes: 0,
+            room: room.clone(),
+            taken: None,
+            trailers: None,
+            ended: false,
+            lost: false,
+        };
         Some(Arc::new(Self { state: Mutex::new(state), size }))
     }
 
@@ -217,14 +263,8 @@ impl Kept {
             Ok(data) => {
                 // A body whose length is known is not asked for what is behind it.
                 state.ended = state.incoming.is_end_stream();
-                state.bytes += data.len();
-                if state.bytes > MAX_REPLAY_BYTES {
-                    state.lost = true;
-                    state.pieces = Vec::new();
-                } else {
-                    state.pieces.push(data.clone());
-                    *at = state.pieces.len();
-                }
+                state.keep(&data);
+                *at = state.pieces.len();
                 Poll::Ready(Some(Ok(Frame::data(data))))
             }
             Err(frame) => {
@@ -255,14 +295,15 @@ mod tests {
 
     use super::*;
 
-    /// What `read` finds in the body of a request with `text` as its body.
-    async fn check<F: Future<Output = ()>>(text: &str, read: impl Fn(Arc<Kept>) -> F) {
+    /// What `read` finds in the body of a request with `text` as its body, where there is `room` to keep it.
+    async fn check<F: Future<Output = ()>>(text: &str, room: usize, read: impl Fn(Arc<Kept>) -> F) {
+        let room = Arc::new(Semaphore::new(room));
         let (mut client, server) = tokio::io::duplex(1 << 20);
         let length = text.len();
         let ask = format!("POST / HTTP/1.1\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{text}");
         client.write_all(ask.as_bytes()).await.unwrap();
         let service = service_fn(|request: Request<Incoming>| {
-            let reading = read(Kept::new(request.into_body()).unwrap());
+            let reading = read(Kept::new(request.into_body(), &room).unwrap());
             async move {
                 reading.await;
                 Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
@@ -277,7 +318,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_is_sent_as_often_as_it_is_short_enough_to_be_kept() {
-        check("short", |kept| async move {
+        check("short", MAX_KEPT_BYTES, |kept| async move {
             let counter = Arc::<AtomicU64>::default();
             for _ in 0..2 {
                 assert_eq!(all(kept.body(counter.clone())).await.unwrap(), "short");
@@ -285,7 +326,7 @@ mod tests {
             assert_eq!(counter.load(Ordering::Relaxed), 5, "it is counted once");
         })
         .await;
-        check(&"x".repeat(MAX_REPLAY_BYTES + 1), |kept| async move {
+        check(&"x".repeat(MAX_REPLAY_BYTES + 1), MAX_KEPT_BYTES, |kept| async move {
             assert_eq!(all(kept.body(Arc::default())).await.unwrap().len(), MAX_REPLAY_BYTES + 1);
             assert!(!kept.is_whole() && kept.complete().is_none());
         })
@@ -293,8 +334,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn bodies_are_kept_only_while_there_is_room_for_all_of_them() {
+        check("body", PIECE_BYTES + 3, |kept| async move {
+            assert_eq!(all(kept.body(Arc::default())).await.unwrap(), "body");
+            assert!(!kept.is_whole());
+        })
+        .await;
+        check("body", PIECE_BYTES + 4, |kept| async move {
+            assert_eq!(all(kept.body(Arc::default())).await.unwrap(), "body");
+            assert!(kept.is_whole());
+            let room = kept.lock().room.clone();
+            assert_eq!(room.available_permits(), 0);
+            drop(kept);
+            assert_eq!(room.available_permits(), PIECE_BYTES + 4, "what was taken is given back");
+        })
+        .await;
+    }
+
+    #[tokio::test]
     async fn a_try_that_was_given_up_takes_nothing_from_the_next() {
-        check("body", |kept| async move {
+        check("body", MAX_KEPT_BYTES, |kept| async move {
             let (first, second) = (kept.body(Arc::default()), kept.body(Arc::default()));
             assert!(all(first).await.is_err());
             assert_eq!(all(second).await.unwrap(), "body");

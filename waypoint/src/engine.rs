@@ -11,6 +11,7 @@ use loam_rt::drain::Drain;
 use tokio::sync::Semaphore;
 
 use crate::access_log::{AccessLog, Origin};
+use crate::body::MAX_KEPT_BYTES;
 use crate::connect::{Place, Unreached};
 use crate::endpoints::{Busy, Endpoints};
 use crate::ledger::{Entry, Ledger};
@@ -49,6 +50,8 @@ pub struct Engine {
     pub drain: Drain,
     /// Room for requests.
     pub requests: Arc<Semaphore>,
+    /// Room for bodies that are kept.
+    pub kept: Arc<Semaphore>,
 }
 
 impl Engine {
@@ -73,6 +76,7 @@ impl Engine {
             upgrades: Tasks::default(),
             drain,
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
+            kept: Arc::new(Semaphore::new(MAX_KEPT_BYTES)),
         }
     }
 

@@ -78,7 +78,7 @@ impl Call {
         self.describe(&to, forward.as_ref());
         let copied = forward.as_ref().is_some_and(|forward| !forward.mirrors.is_empty());
         let mut payload = match retry.is_some() || copied {
-            true => Kept::new(body).map_or(Payload::None { gone: false }, Payload::Again),
+            true => Kept::new(body, &self.session.engine.kept).map_or(Payload::None { gone: false }, Payload::Again),
             false => Payload::Once(RequestBody::once(body, self.received.clone())),
         };
         let copies = forward.as_ref().filter(|_| copied).map(|forward| Copies {
