@@ -151,7 +151,7 @@ impl Index {
             self.waypoints.bind(User::Pod(name.clone()), binding);
             if let Some(workload) = &mut workload {
                 workload.waypoint = way;
-                workload.traversal = self.traversal(name, &workload.services);
+                workload.traversal = self.traversal(&User::Pod(name.clone()), &workload.services);
             }
             let list = workload.is_some().then(|| listed(self, name));
             if let (Some(workload), Some(list)) = (&mut workload, &list) {

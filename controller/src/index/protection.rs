@@ -48,17 +48,21 @@ impl Index {
             return;
         }
         let old = std::mem::replace(&mut self.protected, now);
-        let users = old.users.symmetric_difference(&self.protected.users).cloned();
-        let mut namespaces: BTreeSet<Arc<str>> = users.map(|user| Arc::clone(&user.name().namespace)).collect();
+        let mut users: BTreeSet<User> = old.users.symmetric_difference(&self.protected.users).cloned().collect();
         let gateways: BTreeSet<&Name> = old.gateways.symmetric_difference(&self.protected.gateways).collect();
         let classes: BTreeSet<_> = old.classes.symmetric_difference(&self.protected.classes).collect();
         for (name, gateway) in &self.waypoints.gateways {
             if gateways.contains(name) || classes.contains(&gateway.class) {
-                namespaces.extend(self.waypoints.users(name).map(|user| Arc::clone(&user.name().namespace)));
+                users.extend(self.waypoints.users(name).cloned());
             }
         }
-        for namespace in namespaces {
-            self.dirty.pods.extend(self.pods_in.of(&namespace).cloned());
+        for user in users {
+            self.dirty.pods.extend(self.pods_in.of(&user.name().namespace).cloned());
+            match user {
+                User::Service(_) | User::Entry(_) => self.parent_touched(user),
+                User::Machine(name) => drop(self.dirty.machines.insert(name)),
+                User::Pod(_) => {}
+            }
         }
     }
 
@@ -69,16 +73,24 @@ impl Index {
             && binding.is_some_and(|binding| binding.gateways.iter().any(|gateway| self.protects(user, gateway)))
     }
 
-    fn protects(&self, user: &User, gateway: &Name) -> bool {
-        let view = self.waypoints.view(gateway);
-        let of_class = || view.is_some_and(|view| self.protected.classes.contains(&view.class));
-        let protects = self.protected.users.contains(user) || self.protected.gateways.contains(gateway) || of_class();
-        // Without an own word a waypoint must be passed; one that may be missed is no protection while it is missing.
-        protects && view.is_none_or(|view| view.must_be_passed)
+    /// Whether a policy at the waypoint decides about somebody. Waypoints do not evaluate policies, so they must not serve
+    /// whom one is about.
+    pub(super) fn is_judged(&self, user: &User, gateway: &Name) -> bool {
+        let of_class = || self.waypoints.view(gateway).is_some_and(|view| self.protected.classes.contains(&view.class));
+        self.protected.users.contains(user) || self.protected.gateways.contains(gateway) || of_class()
     }
 
-    /// The waypoints by which alone a pod is reached that serves `services`.
-    pub(super) fn traversal(&self, pod: &Name, services: &[ServicePorts]) -> Arc<[Traversal]> {
+    fn protects(&self, user: &User, gateway: &Name) -> bool {
+        // Without an own word a waypoint must be passed. By the rule of a workload the waypoint knows not to serve it.
+        let must_be_passed = || match user {
+            User::Service(_) | User::Entry(_) => self.waypoints.view(gateway).is_none_or(|view| view.must_be_passed),
+            User::Pod(_) | User::Machine(_) => true,
+        };
+        self.is_judged(user, gateway) && must_be_passed()
+    }
+
+    /// The waypoints by which alone a pod or a WorkloadEntry is reached, as itself and for `services`.
+    pub(super) fn traversal(&self, workload: &User, services: &[ServicePorts]) -> Arc<[Traversal]> {
         if self.protected.is_empty() {
             return Arc::default();
         }
@@ -91,7 +103,7 @@ impl Index {
                 rules.extend(self.rules_for(&user, &ports));
             }
         }
-        rules.extend(self.rules_for(&User::Pod(pod.clone()), &Arc::default()));
+        rules.extend(self.rules_for(workload, &Arc::default()));
         rules.into()
     }
 

@@ -212,16 +212,16 @@ impl Index {
         self.dirty.routes.traffic |= self.routes.of_backend.contains_key(service);
     }
 
-    /// An entry that routes are for is different.
-    pub(super) fn entry_parent_touched(&mut self, entry: &Name) {
-        self.dirty.routes.parents.insert(User::Entry(entry.clone()));
+    /// Somebody whom routes are for is different.
+    pub(super) fn parent_touched(&mut self, user: User) {
+        self.dirty.routes.parents.insert(user);
     }
 
     /// An entry may lose its hosts.
     pub(super) fn entry_parent_moves(&mut self, entry: &Name) {
         let keys = self.keys_of(&User::Entry(entry.clone()));
         self.dirty.routes.gone.extend(keys);
-        self.entry_parent_touched(entry);
+        self.parent_touched(User::Entry(entry.clone()));
     }
 
     /// Compiles what became different about routes.
@@ -265,7 +265,8 @@ impl Index {
         service: ServiceKey,
         told: &mut BTreeMap<Arc<str>, Resource<ServiceRoutes>>,
     ) {
-        let gateways = self.waypoints.binding(user).map(|binding| binding.gateways.clone()).unwrap_or_default();
+        let mut gateways = self.waypoints.binding(user).map(|binding| binding.gateways.clone()).unwrap_or_default();
+        gateways.retain(|gateway| !self.is_judged(user, gateway));
         let mut now = BTreeSet::new();
         if !gateways.is_empty() {
             let routes = ServiceRoutes { service: service.clone(), routes: self.routes_for(user) };

@@ -60,10 +60,8 @@ pub enum Reason {
     PartiallyInvalid,
     /// This version of it is not in force.
     Invalid,
-    /// It asks for what L4 cannot do.
+    /// It asks for what L4 or a waypoint cannot do.
     UnsupportedValue,
-    /// It belongs to a waypoint, and there is none.
-    AncestorNotBound,
     /// Another one of its level is in force instead.
     Overridden,
 }

@@ -32,6 +32,11 @@ pub fn is_past(workload: &Workload, port: u16, source: Option<&Identity>) -> boo
     covering.peek().is_some() && !covering.any(comes_from)
 }
 
+/// Whether `port` of `workload` is reached by the waypoint `identity`, and by others like it, only.
+pub fn is_by(workload: &Workload, port: u16, identity: &Identity) -> bool {
+    workload.traversal.iter().any(|t| t.covers(port) && t.identities.contains(identity))
+}
+
 /// The waypoints by which `port` of `workload` is reached.
 pub fn waypoints(workload: &Workload, port: u16) -> impl Iterator<Item = &Arc<str>> {
     workload.traversal.iter().filter(move |t| t.covers(port)).map(|t| &t.waypoint)

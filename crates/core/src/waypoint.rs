@@ -9,6 +9,7 @@ use crate::outbound::{self, Destination, Plan, Refusal, Unplanned, is_at};
 use crate::reason::Reason;
 use crate::service::{AppProtocol, BalancingMode, Port, Service};
 use crate::snapshot::Snapshot;
+use crate::traversal;
 use crate::workload::Workload;
 
 /// A CONNECT that reached a waypoint.
@@ -151,6 +152,12 @@ fn to_workload(
     if is_own_port(asked.port()) {
         let detail = format!("{asked} is a listener of the mesh");
         return Err(Refusal { reason: Reason::Loop, detail, destination });
+    }
+    // Nothing is let pass that somebody asked to have judged.
+    if traversal::is_by(workload, asked.port(), &local.identity) {
+        let detail =
+            format!("a policy decides about workload {}, and waypoints do not evaluate policies", workload.uid);
+        return Err(foreign(detail, destination));
     }
     Ok(Target::Workload { workload: workload.clone(), app_protocol: spoken(snapshot, workload, asked.port()), asked })
 }

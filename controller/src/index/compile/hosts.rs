@@ -59,8 +59,8 @@ impl Index {
             changes.push((key.to_string().into(), Some(Resource::Service(service))));
         }
         for (entry, binding) in bindings {
-            self.entry_parent_touched(&entry);
             let (namespace, user) = (Arc::clone(&entry.namespace), User::Entry(entry));
+            self.parent_touched(user.clone());
             let was_protected = self.is_protected(&user);
             self.waypoints.bind(user.clone(), Some(binding));
             if was_protected || self.is_protected(&user) {

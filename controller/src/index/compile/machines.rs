@@ -36,10 +36,12 @@ impl Index {
         let services = self.machine_services(name, machine);
         let mut workload = self.machine(uid, name, machine, services);
         let binding = self.binding(&user, &machine.waypoint);
+        let way = binding.waypoint.clone();
+        self.waypoints.bind(user.clone(), Some(binding));
         if let Some(workload) = &mut workload {
-            workload.waypoint = binding.waypoint.clone();
+            workload.waypoint = way;
+            workload.traversal = self.traversal(&user, &[]);
         }
-        self.waypoints.bind(user, Some(binding));
         Some((resource, workload.map(Resource::Workload)))
     }
 

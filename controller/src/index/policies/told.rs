@@ -21,11 +21,17 @@ impl Policies {
         let stricter = outcomes.iter().any(|o| matches!(o.effect, Effect::DeniesMore | Effect::AllowsNothing));
         let condition = match (&written.target, written.action) {
             _ if !held.flaws.is_empty() => Condition::invalid(&held.flaws, held.standing),
-            (Target::Waypoint(targets), _) => {
-                let targets = targets.join(", ");
-                let message =
-                    format!("{targets} has no waypoint: the policy is not in force, for L4 never enforces it");
-                Condition::is_not(WAYPOINT_ACCEPTED, Reason::AncestorNotBound, message)
+            (Target::Waypoint(targets), action) => {
+                let message = match written.dry_run || action == Action::Audit {
+                    true => "waypoints do not evaluate policies: it is not in force".to_owned(),
+                    false => {
+                        format!(
+                            "waypoints do not evaluate policies, so they refuse all requests to {}",
+                            targets.join(", ")
+                        )
+                    }
+                };
+                Condition::is_not(WAYPOINT_ACCEPTED, Reason::UnsupportedValue, message)
             }
             (_, Action::Audit | Action::Custom) => {
                 let action = if written.action == Action::Audit { "AUDIT" } else { "CUSTOM" };

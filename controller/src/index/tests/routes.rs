@@ -205,6 +205,35 @@ fn how_a_backend_is_spoken_to_is_told_to_the_waypoints_that_reach_it() {
 }
 
 #[test]
+fn a_service_of_which_a_policy_decides_is_not_a_waypoints_to_serve() {
+    let policy = |target: &str, more: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: shop{more}}}\n\
+             spec: {{targetRefs: [{target}], rules: [{{}}]}}\n"
+        )
+    };
+    let optional = WAYPOINT.replace(
+        "{name: w, namespace: shop}\nspec: {gateway",
+        "{name: w, namespace: shop, annotations: {loam.dev/waypoint-traversal: optional}}\nspec: {gateway",
+    );
+    for gateway in [WAYPOINT, &optional] {
+        let (mut world, mut known) = (World::new(), Known::default());
+        apply(&mut world, &mut known, &[gateway, &web()].concat());
+        known.check(&[(WEB, &[])]);
+        for target in ["{kind: Service, group: \"\", name: web}", "{kind: Gateway, group: g, name: w}"] {
+            apply(&mut world, &mut known, &policy(target, ""));
+            known.check(&[]);
+            apply(&mut world, &mut known, &policy(target, ", annotations: {istio.io/dry-run: \"true\"}"));
+            known.check(&[(WEB, &[])]);
+            apply(&mut world, &mut known, &policy(target, ""));
+            known.check(&[]);
+            delete(&mut world, &mut known, Kind::AuthorizationPolicy, "shop", "p");
+            known.check(&[(WEB, &[])]);
+        }
+    }
+}
+
+#[test]
 fn a_policy_at_a_waypoint_closes_the_way_past_it() {
     let pod = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace: shop, labels: {app: web}}\n\
                spec: {containers: []}\nstatus: {podIP: 10.0.0.1}\n";

@@ -180,7 +180,12 @@ fn what_is_not_for_l4_is_not_sent_to_it_and_says_so() {
         ),
         (
             "{action: DENY, targetRefs: [{kind: Service, group: \"\", name: web}], rules: [{}]}",
-            "WaypointAccepted False AncestorNotBound: Service web has no waypoint",
+            "WaypointAccepted False UnsupportedValue: waypoints do not evaluate policies, so they refuse all requests to \
+             Service web",
+        ),
+        (
+            "{action: AUDIT, targetRefs: [{kind: Service, group: \"\", name: web}], rules: [{}]}",
+            "WaypointAccepted False UnsupportedValue: waypoints do not evaluate policies: it is not in force",
         ),
     ];
     for (spec, status) in rows {

@@ -13,6 +13,8 @@ const SHOP: &str = "
     svc shop/late   10.1.0.4  ports=80>8080  waypoint=shop/wp
     pod shop/api-1  10.0.0.1  hbone  serves=shop/api:80>8080
     pod shop/job-1  10.0.0.2  hbone  waypoint=shop/wp
+    pod shop/safe-1 10.0.0.3  hbone  waypoint=shop/wp by=shop/wp:8080
+    pod shop/shut-1 10.0.0.4  hbone  waypoint=shop/wp by=shop/wp
 ";
 
 /// The mesh where the waypoint knows the routes of `shop/api`, of which there are none.
@@ -56,6 +58,13 @@ fn a_waypoint_is_no_way_to_anything_else() {
 #[test]
 fn a_service_whose_routes_are_not_known_is_not_served_past_them() {
     check("10.1.0.4:80", "refused authority_mismatch");
+}
+
+#[test]
+fn a_workload_of_which_a_policy_decides_is_not_served_without_it() {
+    check("10.0.0.3:8080", "refused authority_mismatch");
+    check("10.0.0.3:8081", "workload safe-1 asked 10.0.0.3:8081");
+    check("10.0.0.4:8081", "refused authority_mismatch");
 }
 
 #[test]
