@@ -140,7 +140,7 @@ async fn wait(session: &Session, namespace: &str, args: &Apply) -> Result<(), Fa
     let end = Instant::now() + args.timeout;
     loop {
         let Some(gateway) = session.cluster.get::<Gateway>(Some(namespace), name).await? else {
-            return Err(no_waypoint(awaited(namespace, name), namespace, &[name.clone()]));
+            return Err(no_waypoint(awaited(namespace, name), namespace, std::slice::from_ref(name)));
         };
         let Some(obstacle) = gateway.obstacle() else { return Ok(()) };
         if obstacle.lasts || Instant::now() + PAUSE > end {
